@@ -1,0 +1,1 @@
+//! IP-in-IP encapsulation.
