@@ -1,0 +1,7 @@
+//! The pure core: a frame and the time go in, a [`verdict::Verdict`] comes out.
+//!
+//! Architecture invariants: nothing in here does I/O, reads a clock, draws randomness or
+//! allocates after construction, and nothing in here imports `crate::io` or `crate::control`.
+
+pub mod ids;
+pub mod time;
