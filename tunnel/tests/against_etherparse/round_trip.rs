@@ -1,0 +1,157 @@
+//! What is wrapped reads as it should, and comes out as it went in.
+
+use std::net::IpAddr;
+
+use adit_tunnel::ecn::{self, Alarm, Ecn};
+use adit_tunnel::{
+    Family, HopLimitError, OuterFields, OuterTemplate, decapsulate, decrement_hop_limit,
+};
+use etherparse::{Ipv4Header, Ipv6Header, checksum as oracle};
+use proptest::prelude::*;
+
+use crate::packets::{BEFORE, BEHIND, fields, ipv4_packet, packet, template, wrap};
+
+/// Traffic class of a packet, by etherparse.
+fn traffic_class(packet: &[u8]) -> u8 {
+    match Family::of(packet).unwrap() {
+        Family::V4 => {
+            let (header, _) = Ipv4Header::from_slice(packet).unwrap();
+            header.dscp.value() << 2 | header.ecn.value()
+        }
+        Family::V6 => Ipv6Header::from_slice(packet).unwrap().0.traffic_class,
+    }
+}
+
+/// Every field of the outer header, read by etherparse, is what template, caller and inner packet
+/// say.
+fn check_outer(outer: &[u8], inner: &[u8], template: &OuterTemplate, fields: OuterFields) {
+    let protocol = if inner[0] >> 4 == 4 { 4 } else { 41 };
+    let payload = if template.is_ipv4() {
+        let (header, payload) = Ipv4Header::from_slice(outer).unwrap();
+        assert_eq!(header.header_checksum, header.calc_header_checksum());
+        assert_eq!(IpAddr::from(header.source), template.source());
+        assert_eq!(IpAddr::from(header.destination), template.destination());
+        assert_eq!(header.time_to_live, template.hop_limit());
+        assert_eq!(header.protocol.0, protocol);
+        assert_eq!(usize::from(header.total_len), 20 + inner.len());
+        assert_eq!(header.identification, fields.identification);
+        assert_eq!(header.dont_fragment, fields.dont_fragment);
+        assert!(!header.is_fragmenting_payload());
+        assert!(header.options.is_empty());
+        payload
+    } else {
+        let (header, payload) = Ipv6Header::from_slice(outer).unwrap();
+        assert_eq!(IpAddr::from(header.source), template.source());
+        assert_eq!(IpAddr::from(header.destination), template.destination());
+        assert_eq!(header.hop_limit, template.hop_limit());
+        assert_eq!(header.next_header.0, protocol);
+        assert_eq!(usize::from(header.payload_length), inner.len());
+        assert_eq!(header.flow_label.value(), fields.flow_label & 0xf_ffff);
+        payload
+    };
+    assert_eq!(traffic_class(outer), traffic_class(inner));
+    assert_eq!(payload, inner);
+}
+
+proptest! {
+    #[test]
+    fn wrapping_writes_the_outer_header_and_nothing_else(
+        inner in packet(1600),
+        template in template(),
+        fields in fields(),
+        filler in any::<u8>(),
+    ) {
+        let mut buffer = [&[filler; BEFORE][..], &inner, &[filler; BEHIND]].concat();
+        let end = BEFORE + inner.len();
+        let start = template.encapsulate(&mut buffer, BEFORE..end, fields).unwrap();
+
+        prop_assert_eq!(start, BEFORE - template.overhead());
+        check_outer(&buffer[start..end], &inner, &template, fields);
+        prop_assert!(buffer[..start].iter().chain(&buffer[end..]).all(|byte| *byte == filler));
+    }
+
+    #[test]
+    fn unwrapping_gives_back_what_was_wrapped(
+        inner in packet(1600),
+        template in template(),
+        fields in fields(),
+        padding in 0..50_usize,
+    ) {
+        let mut outer = wrap(&template, &inner, fields);
+        outer.resize(outer.len() + padding, 0xa5);
+        let out = decapsulate(&outer).unwrap();
+
+        prop_assert_eq!(out.inner, &inner[..]);
+        prop_assert_eq!(&outer[out.inner_range()], &inner[..]);
+        prop_assert_eq!(Some(out.family), Family::of(&inner));
+        prop_assert_eq!(out.outer.source, template.source());
+        prop_assert_eq!(out.outer.destination, template.destination());
+        prop_assert_eq!(out.outer.hop_limit, template.hop_limit());
+        prop_assert_eq!(out.outer.traffic_class, traffic_class(&inner));
+        prop_assert_eq!(out.outer.length, template.overhead());
+        // What the entry copies never alarms the exit.
+        prop_assert_eq!(out.ecn, Ecn::of(traffic_class(&inner)));
+        prop_assert_eq!(out.ecn_alarm, Alarm::None);
+        if template.is_ipv4() {
+            prop_assert_eq!(out.outer.dont_fragment, fields.dont_fragment);
+            prop_assert_eq!(out.outer.identification, fields.identification);
+        } else {
+            prop_assert_eq!(out.outer.flow_label, fields.flow_label & 0xf_ffff);
+        }
+    }
+
+    #[test]
+    fn a_decremented_packet_is_what_etherparse_builds(mut packet in packet(64)) {
+        let before = packet.clone();
+        let result = decrement_hop_limit(&mut packet);
+        if let Ok((mut header, payload)) = Ipv4Header::from_slice(&before) {
+            if header.time_to_live <= 1 {
+                prop_assert_eq!(result, Err(HopLimitError::Expired));
+                prop_assert_eq!(packet, before);
+            } else {
+                header.time_to_live -= 1;
+                header.header_checksum = header.calc_header_checksum();
+                prop_assert_eq!(result, Ok(header.time_to_live));
+                prop_assert_eq!(packet, [header.to_bytes().as_slice(), payload].concat());
+            }
+        } else {
+            let (mut header, payload) = Ipv6Header::from_slice(&before).unwrap();
+            if header.hop_limit <= 1 {
+                prop_assert_eq!(result, Err(HopLimitError::Expired));
+                prop_assert_eq!(packet, before);
+            } else {
+                header.hop_limit -= 1;
+                prop_assert_eq!(result, Ok(header.hop_limit));
+                prop_assert_eq!(packet, [&header.to_bytes()[..], payload].concat());
+            }
+        }
+    }
+
+    #[test]
+    fn a_written_codepoint_is_what_etherparse_reads(mut packet in packet(64), bits in 0..4_u8) {
+        let before = packet.clone();
+        ecn::set(&mut packet, Ecn::of(bits)).unwrap();
+        prop_assert_eq!(traffic_class(&packet), traffic_class(&before) & !3 | bits);
+        if let Ok((header, _)) = Ipv4Header::from_slice(&packet) {
+            prop_assert_eq!(header.header_checksum, header.calc_header_checksum());
+        }
+        // And it can be put back, so nothing else has changed.
+        ecn::set(&mut packet, Ecn::of(traffic_class(&before))).unwrap();
+        prop_assert_eq!(packet, before);
+    }
+
+    #[test]
+    fn sums_are_those_of_etherparse(data in prop::collection::vec(any::<u8>(), 0..3000)) {
+        let ours = adit_tunnel::checksum::ones_complement_sum(&data).finish();
+        let theirs = oracle::Sum16BitWords::new().add_slice(&data).ones_complement();
+        prop_assert_eq!(ours, u16::from_be(theirs));
+    }
+
+    #[test]
+    fn an_ipv4_header_checksum_is_that_of_etherparse(mut packet in ipv4_packet(0), junk: u16) {
+        let (header, _) = Ipv4Header::from_slice(&packet).unwrap();
+        packet[10..12].copy_from_slice(&junk.to_be_bytes());
+        let ours = adit_tunnel::checksum::ipv4_header_checksum(&packet);
+        prop_assert_eq!(ours, header.calc_header_checksum());
+    }
+}
