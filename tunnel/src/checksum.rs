@@ -177,3 +177,157 @@ pub fn transport(pseudo_header: Sum, segment: &[u8]) -> u16 {
 pub const fn udp(checksum: u16) -> u16 {
     if checksum == 0 { 0xffff } else { checksum }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    use super::*;
+
+    /// Words where one's-complement arithmetic has its corners.
+    const CORNERS: [u16; 8] = [0, 1, 0x00ff, 0x0100, 0x7fff, 0x8000, 0xfffe, 0xffff];
+
+    /// The plainest way: word by word, carry by carry, as RFC 1071 §1 says it.
+    fn by_the_book(data: &[u8]) -> u16 {
+        let mut sum = 0_u16;
+        for pair in data.chunks(2) {
+            let word = u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
+            let (next, carry) = sum.overflowing_add(word);
+            sum = next + u16::from(carry);
+        }
+        !sum
+    }
+
+    #[test]
+    fn examples_of_others() {
+        // RFC 1071 §3.
+        let data = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(ones_complement_sum(&data).fold(), 0xddf2);
+        // RFC 1624 §4: the case in which equation 2 of RFC 1141 gives 0xffff.
+        assert_eq!(update_u16(0xdd2f, 0x5555, 0x3285), 0x0000);
+        // A header from a capture, its checksum field in place.
+        let header = [
+            0x45, 0x00, 0x00, 0x73, 0x00, 0x00, 0x40, 0x00, 0x40, 0x11, 0xb8, 0x61, 0xc0, 0xa8,
+            0x00, 0x01, 0xc0, 0xa8, 0x00, 0xc7,
+        ];
+        assert_eq!(ipv4_header_checksum(&header), 0xb861);
+        assert!(is_valid(ones_complement_sum(&header)));
+    }
+
+    #[test]
+    fn each_flipped_bit_is_noticed() {
+        let mut header = [0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 4, 0, 0, 10, 0, 0, 5, 10, 20, 0, 11];
+        let checksum = ipv4_header_checksum(&header);
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        assert!(is_valid(ones_complement_sum(&header)));
+        for bit in 0..header.len() * 8 {
+            header[bit / 8] ^= 1 << (bit % 8);
+            assert!(!is_valid(ones_complement_sum(&header)), "bit {bit}");
+            header[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    /// Patched and recomputed agree bit for bit at both zeros: the field never becomes 0xffff.
+    #[test]
+    fn patching_is_exact_at_the_corners() {
+        for rest in CORNERS {
+            for old in CORNERS {
+                for new in CORNERS {
+                    let full = |field| Sum::ZERO.add_u16(rest).add_u16(field).finish();
+                    // Data that is all zeros before or after is outside of the promise.
+                    if (rest, old) == (0, 0) || (rest, new) == (0, 0) {
+                        continue;
+                    }
+                    let patched = update_u16(full(old), old, new);
+                    assert_eq!(patched, full(new), "{rest:#x}: {old:#x} to {new:#x}");
+                    assert_ne!(patched, 0xffff);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_checksum_that_holds_the_other_zero_stays_right() {
+        // 0xffff in the field is a valid checksum too, of data that sums to 0xffff.
+        for new in CORNERS {
+            let patched = update_u16(0xffff, 0xffff, new);
+            assert!(is_valid(Sum::ZERO.add_u16(patched).add_u16(new)) || new == 0, "{new:#x}");
+        }
+    }
+
+    #[test]
+    fn nothing_sums_to_nothing() {
+        assert_eq!(ones_complement_sum(&[]), Sum::ZERO);
+        assert_eq!(ones_complement_sum(&[0; 33]).finish(), 0xffff);
+        assert!(!is_valid(ones_complement_sum(&[0; 20])));
+    }
+
+    #[test]
+    fn udp_never_says_that_it_has_no_checksum() {
+        assert_eq!([udp(0), udp(1), udp(0xffff)], [0xffff, 1, 0xffff]);
+    }
+
+    #[test]
+    fn the_largest_packet_folds_right() {
+        let data = [0xff; 65_535];
+        assert_eq!(ones_complement_sum(&data).finish(), by_the_book(&data));
+        assert_eq!(Sum(u64::MAX).fold(), 0xffff);
+    }
+
+    fn words() -> impl Strategy<Value = u16> {
+        prop_oneof![any::<u16>(), proptest::sample::select(CORNERS.to_vec())]
+    }
+
+    proptest! {
+        #[test]
+        fn sums_are_those_of_the_book(data in prop::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert_eq!(ones_complement_sum(&data).finish(), by_the_book(&data));
+        }
+
+        #[test]
+        fn sums_can_be_taken_in_pieces(
+            data in prop::collection::vec(any::<u8>(), 0..200),
+            at in any::<prop::sample::Index>(),
+        ) {
+            let at = at.index(data.len() + 1) & !1;
+            let parts = ones_complement_sum(&data[..at]).add(ones_complement_sum(&data[at..]));
+            prop_assert_eq!(parts.fold(), ones_complement_sum(&data).fold());
+        }
+
+        #[test]
+        fn patching_is_recomputing(
+            words in prop::collection::vec(words(), 8..40),
+            at in any::<prop::sample::Index>(),
+            new in prop::array::uniform8(words()),
+        ) {
+            let bytes = |words: &[u16]| words.iter().flat_map(|w| w.to_be_bytes()).collect::<Vec<_>>();
+            let before = bytes(&words);
+            // An all-zero message has no checksum; no packet is one.
+            prop_assume!(before.iter().any(|byte| *byte != 0));
+            let checksum = by_the_book(&before);
+            let at = at.index(words.len() - 7) * 2;
+
+            for length in [2, 4, 16] {
+                let mut after = before.clone();
+                after[at..at + length].copy_from_slice(&bytes(&new)[..length]);
+                prop_assume!(after.iter().any(|byte| *byte != 0));
+                let (old, new) = (&before[at..at + length], &after[at..at + length]);
+                let patched = match length {
+                    2 => update_u16(
+                        checksum,
+                        u16::from_be_bytes(old.try_into().unwrap()),
+                        u16::from_be_bytes(new.try_into().unwrap()),
+                    ),
+                    4 => update_u32(
+                        checksum,
+                        u32::from_be_bytes(old.try_into().unwrap()),
+                        u32::from_be_bytes(new.try_into().unwrap()),
+                    ),
+                    _ => update_bytes16(checksum, old.try_into().unwrap(), new.try_into().unwrap()),
+                };
+                prop_assert_eq!(patched, by_the_book(&after), "{} bytes", length);
+            }
+        }
+    }
+}

@@ -229,3 +229,167 @@ fn extension_header(rest: &[u8], needed: usize) -> Result<&[u8], LenError> {
     let layer = Layer::OuterIpv6Extension;
     rest.get(..needed).ok_or(LenError { layer, needed, actual: rest.len() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+
+    const INNER_V4: [u8; 20] =
+        [0x45, 0, 0, 20, 0, 0, 0, 0, 63, 59, 0, 0, 192, 0, 2, 1, 198, 51, 100, 10];
+
+    /// An outer IPv4 packet; `change` may spoil its header before the checksum is computed.
+    fn ipv4_outer(change: impl FnOnce(&mut [u8]), payload: &[u8]) -> Vec<u8> {
+        let mut header = [0x45, 0, 0, 0, 0, 1, 0, 0, 64, 4, 0, 0, 10, 0, 0, 5, 10, 20, 0, 11];
+        let length = u16::try_from(header.len() + payload.len()).unwrap();
+        header[2..4].copy_from_slice(&length.to_be_bytes());
+        change(&mut header);
+        let checksum = checksum::ipv4_header_checksum(&header);
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        [&header, payload].concat()
+    }
+
+    fn ipv6_outer(next_header: u8, payload: &[u8]) -> Vec<u8> {
+        let mut header = [0; 40];
+        header[0] = 0x60;
+        header[4..6].copy_from_slice(&u16::try_from(payload.len()).unwrap().to_be_bytes());
+        header[6] = next_header;
+        header[7] = 64;
+        [&header, payload].concat()
+    }
+
+    fn length(layer: Layer, needed: usize, actual: usize) -> DecapError {
+        LenError { layer, needed, actual }.into()
+    }
+
+    #[test]
+    fn a_spoilt_outer_header_is_refused_by_name() {
+        use crate::error::HeaderError::{HeaderLength, Version};
+        let layer = Layer::OuterIpv4;
+        let v4 = |change: fn(&mut [u8])| ipv4_outer(change, &INNER_V4);
+        let cases: [(&str, Vec<u8>, DecapError); 11] = [
+            ("nothing", Vec::new(), length(Layer::Outer, 1, 0)),
+            ("version 5", v4(|h| h[0] = 0x55), Version { layer: Layer::Outer, found: 5 }.into()),
+            ("header of 16", v4(|h| h[0] = 0x44), HeaderLength { layer, found: 16 }.into()),
+            ("total below header", v4(|h| h[3] = 19), length(layer, 20, 19)),
+            ("total beyond packet", v4(|h| h[3] = 41), length(layer, 41, 40)),
+            ("more fragments", v4(|h| h[6] = 0x20), DecapError::Fragment),
+            ("later fragment", v4(|h| h[7] = 1), DecapError::Fragment),
+            ("TCP", v4(|h| h[9] = 6), DecapError::Protocol { found: 6 }),
+            ("41 with IPv4 inside", v4(|h| h[9] = 41), length(Layer::InnerIpv6, 40, 20)),
+            ("UDP over IPv6", ipv6_outer(17, &INNER_V4), DecapError::Protocol { found: 17 }),
+            ("nothing inside", ipv4_outer(|_| (), &[]), length(Layer::InnerIpv4, 20, 0)),
+        ];
+        for (what, packet, expected) in cases {
+            assert_eq!(decapsulate(&packet), Err(expected), "{what}");
+        }
+    }
+
+    #[test]
+    fn the_protocol_and_the_version_inside_must_agree() {
+        let mut inner_v6 = [0; 40];
+        inner_v6[0] = 0x60;
+        let mismatch = |layer, found| HeaderError::Version { layer, found }.into();
+        assert_eq!(decapsulate(&ipv6_outer(4, &inner_v6)), Err(mismatch(Layer::InnerIpv4, 6)));
+        let mut inner_v4 = [0; 40];
+        inner_v4[..20].copy_from_slice(&INNER_V4);
+        assert_eq!(decapsulate(&ipv6_outer(41, &inner_v4)), Err(mismatch(Layer::InnerIpv6, 4)));
+    }
+
+    #[test]
+    fn a_bad_outer_checksum_is_named_with_the_right_one() {
+        let mut packet = ipv4_outer(|_| (), &INNER_V4);
+        let expected = u16::from_be_bytes([packet[10], packet[11]]);
+        packet[11] ^= 0x40;
+        let found = expected ^ 0x40;
+        assert_eq!(decapsulate(&packet), Err(DecapError::Checksum { found, expected }));
+    }
+
+    #[test]
+    fn outer_options_are_skipped_and_summed() {
+        let mut packet = ipv4_outer(|_| (), &[&[1, 1, 1, 1], &INNER_V4[..]].concat());
+        packet[0] = 0x46;
+        let checksum = checksum::ipv4_header_checksum(&packet[..24]);
+        packet[10..12].copy_from_slice(&checksum.to_be_bytes());
+        let out = decapsulate(&packet).unwrap();
+        assert_eq!((out.inner, out.outer.length), (&INNER_V4[..], 24));
+        packet[21] = 0;
+        assert!(matches!(decapsulate(&packet), Err(DecapError::Checksum { .. })));
+    }
+
+    /// What Linux's ip6tnl sends by default: one destination option, the encapsulation limit.
+    const ENCAPSULATION_LIMIT: [u8; 8] = [4, 0, 4, 1, 4, 1, 1, 0];
+
+    #[test]
+    fn ipv6_extension_headers_are_walked() {
+        let chain = |headers: &[&[u8]]| [&headers.concat(), &INNER_V4[..]].concat();
+        let mut hop_by_hop = [0; 16];
+        hop_by_hop[..2].copy_from_slice(&[60, 1]);
+        let atomic = [4, 0, 0, 0, 1, 2, 3, 4];
+        let cases = [
+            (60, chain(&[&ENCAPSULATION_LIMIT]), 48),
+            (0, chain(&[&hop_by_hop, &ENCAPSULATION_LIMIT]), 64),
+            (44, chain(&[&atomic]), 48),
+        ];
+        for (next_header, payload, start) in cases {
+            let packet = ipv6_outer(next_header, &payload);
+            let out = decapsulate(&packet).unwrap();
+            assert_eq!((out.inner, out.outer.length), (&INNER_V4[..], start));
+            // Cut off anywhere between: the layer that is short says so.
+            for actual in 40..start {
+                let mut cut = packet[..actual].to_vec();
+                cut[4..6].copy_from_slice(&u16::try_from(actual - 40).unwrap().to_be_bytes());
+                let Err(DecapError::Header(HeaderError::Length(error))) = decapsulate(&cut) else {
+                    panic!("{actual} of {start} bytes were accepted");
+                };
+                assert_eq!(error.layer, Layer::OuterIpv6Extension);
+                assert!(error.actual < error.needed && error.needed <= 16, "{error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn ipv6_fragments_and_endless_chains_are_refused() {
+        for spoilt in [[4, 0, 0, 1, 0, 0, 0, 0], [4, 0, 0, 8, 0, 0, 0, 0]] {
+            let packet = ipv6_outer(44, &[&spoilt, &INNER_V4[..]].concat());
+            assert_eq!(decapsulate(&packet), Err(DecapError::Fragment));
+        }
+        let four = [60, 0, 1, 4, 0, 0, 0, 0].repeat(3);
+        let payload = |headers: &[u8]| [headers, &ENCAPSULATION_LIMIT, &INNER_V4].concat();
+        assert_eq!(decapsulate(&ipv6_outer(60, &payload(&four))).unwrap().outer.length, 72);
+        let five = [60, 0, 1, 4, 0, 0, 0, 0].repeat(4);
+        assert_eq!(
+            decapsulate(&ipv6_outer(60, &payload(&five))),
+            Err(DecapError::ExtensionHeaders)
+        );
+    }
+
+    #[test]
+    fn congestion_marked_outside_reaches_those_who_can_hear_it() {
+        let inner = |ecn: Ecn| {
+            let mut packet = INNER_V4;
+            packet[1] = ecn.bits();
+            packet
+        };
+        let marked = ipv4_outer(|h| h[1] = 3, &inner(Ecn::Ect0));
+        let out = decapsulate(&marked).unwrap();
+        assert_eq!((out.ecn, out.ecn_alarm), (Ecn::Ce, Alarm::None));
+        assert_eq!(Ecn::of(out.inner[1]), Ecn::Ect0, "the view is as received");
+
+        let odd = ipv4_outer(|h| h[1] = 2, &inner(Ecn::NotEct));
+        let out = decapsulate(&odd).unwrap();
+        assert_eq!((out.ecn, out.ecn_alarm), (Ecn::NotEct, Alarm::Dangerous));
+
+        let lost = ipv4_outer(|h| h[1] = 3, &inner(Ecn::NotEct));
+        assert_eq!(decapsulate(&lost), Err(DecapError::CongestionWithoutEct));
+    }
+
+    #[test]
+    fn padding_outside_and_inside_is_cut_off() {
+        let packet = ipv4_outer(|_| (), &[&INNER_V4[..], &[0; 3]].concat());
+        let padded = [&packet[..], &[0; 7]].concat();
+        let out = decapsulate(&padded).unwrap();
+        assert_eq!((out.inner, out.inner_range()), (&INNER_V4[..], 20..40));
+    }
+}

@@ -108,3 +108,88 @@ pub fn set(packet: &mut [u8], ecn: Ecn) -> Result<(), HeaderError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Layer;
+    use crate::error::LenError;
+
+    /// RFC 6040, figure 4, row by row: inner codepoint, then the result for an outer Not-ECT,
+    /// ECT(0), ECT(1) and CE.
+    #[test]
+    fn the_exit_follows_figure_4() {
+        use Alarm::{Dangerous, None as Quiet, Unused};
+        use Ecn::{Ce, Ect0, Ect1, NotEct};
+        use Exit::{Drop, Forward};
+        let outer = [NotEct, Ect0, Ect1, Ce];
+        let rows = [
+            (
+                NotEct,
+                [
+                    Forward(NotEct, Quiet),
+                    Forward(NotEct, Dangerous),
+                    Forward(NotEct, Dangerous),
+                    Drop,
+                ],
+            ),
+            (
+                Ect0,
+                [
+                    Forward(Ect0, Quiet),
+                    Forward(Ect0, Quiet),
+                    Forward(Ect1, Quiet),
+                    Forward(Ce, Quiet),
+                ],
+            ),
+            (
+                Ect1,
+                [
+                    Forward(Ect1, Quiet),
+                    Forward(Ect1, Unused),
+                    Forward(Ect1, Quiet),
+                    Forward(Ce, Quiet),
+                ],
+            ),
+            (
+                Ce,
+                [
+                    Forward(Ce, Quiet),
+                    Forward(Ce, Quiet),
+                    Forward(Ce, Dangerous),
+                    Forward(Ce, Quiet),
+                ],
+            ),
+        ];
+        for (inner, row) in rows {
+            for (outer, expected) in outer.into_iter().zip(row) {
+                assert_eq!(exit(inner, outer), expected, "inner {inner:?}, outer {outer:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn codepoints_are_the_two_low_bits() {
+        for class in 0..=u8::MAX {
+            assert_eq!(Ecn::of(class).bits(), class & 3);
+        }
+        assert_eq!([Ecn::of(1), Ecn::of(2)], [Ecn::Ect1, Ecn::Ect0]);
+    }
+
+    #[test]
+    fn the_entry_copies_dscp_and_ecn() {
+        for class in 0..=u8::MAX {
+            assert_eq!(outer_traffic_class(class), class);
+        }
+    }
+
+    #[test]
+    fn no_codepoint_is_written_into_what_is_no_packet() {
+        let mut short = [0x45; 19];
+        assert_eq!(
+            set(&mut short, Ecn::Ce),
+            Err(LenError { layer: Layer::InnerIpv4, needed: 20, actual: 19 }.into())
+        );
+        assert_eq!(short, [0x45; 19]);
+    }
+}

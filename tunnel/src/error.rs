@@ -94,3 +94,29 @@ impl From<LenError> for HeaderError {
         Self::Length(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use super::*;
+
+    #[test]
+    fn errors_say_layer_needed_and_actual() {
+        let layer = Layer::InnerIpv4;
+        let cases: [(HeaderError, &str); 3] = [
+            (
+                LenError { layer, needed: 20, actual: 19 }.into(),
+                "inner IPv4 packet needs 20 bytes, has 19",
+            ),
+            (HeaderError::Version { layer: Layer::Outer, found: 5 }, "outer header has version 5"),
+            (
+                HeaderError::HeaderLength { layer, found: 16 },
+                "inner IPv4 packet declares a header of 16 bytes, the least is 20",
+            ),
+        ];
+        for (error, expected) in cases {
+            assert_eq!(error.to_string(), expected);
+        }
+    }
+}

@@ -309,3 +309,144 @@ fn ipv6_piece(
     write_u16(&mut header, ipv6::PAYLOAD_LENGTH, field(IPV6_FRAGMENT_HEADER_LEN + piece.length));
     (header, fragment)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::error::{Layer, LenError};
+
+    fn ipv4_packet(payload: usize) -> Vec<u8> {
+        let mut packet = vec![0x11; 20 + payload];
+        let length = u16::try_from(packet.len()).unwrap().to_be_bytes();
+        packet[..12].copy_from_slice(&[0x45, 0, length[0], length[1], 0, 1, 0, 0, 64, 4, 0, 0]);
+        packet
+    }
+
+    fn ipv6_packet(payload: usize) -> Vec<u8> {
+        let mut packet = vec![0x11; 40 + payload];
+        let length = u16::try_from(payload).unwrap().to_be_bytes();
+        packet[..8].copy_from_slice(&[0x60, 0, 0, 0, length[0], length[1], 4, 64]);
+        packet
+    }
+
+    fn lengths(packet: &[u8], mtu: usize) -> Vec<(usize, usize, bool)> {
+        let pieces = plan(packet, mtu).unwrap();
+        let announced = pieces.len();
+        let list: Vec<_> = pieces.map(|piece| (piece.offset, piece.length, piece.more)).collect();
+        assert_eq!(list.len(), announced);
+        list
+    }
+
+    #[test]
+    fn pieces_are_as_large_as_the_path_allows() {
+        // 1500 - 20 = 1480 is a multiple of 8 already.
+        assert_eq!(lengths(&ipv4_packet(1480), 1500), [(0, 1480, false)]);
+        assert_eq!(lengths(&ipv4_packet(1481), 1500), [(0, 1480, true), (1480, 1, false)]);
+        // 1406 - 20 = 1386: the last piece may use the two bytes that others cannot.
+        assert_eq!(lengths(&ipv4_packet(2770), 1406), [(0, 1384, true), (1384, 1386, false)]);
+        assert_eq!(lengths(&ipv4_packet(2771), 1406).len(), 3);
+        // 1280 - 48 = 1232, also a multiple.
+        assert_eq!(lengths(&ipv6_packet(1240), 1280), [(0, 1240, false)]);
+        assert_eq!(lengths(&ipv6_packet(1241), 1280), [(0, 1232, true), (1232, 9, false)]);
+        // The narrowest there is: 8 bytes each.
+        assert_eq!(lengths(&ipv4_packet(24), 28), [(0, 8, true), (8, 8, true), (16, 8, false)]);
+    }
+
+    /// A plan that has been walked part of the way still knows how many are left.
+    #[test]
+    fn the_count_of_pieces_is_exact_all_the_way() {
+        let mut pieces = plan(&ipv4_packet(5000), 576).unwrap();
+        for left in (0..=pieces.len()).rev() {
+            assert_eq!(pieces.len(), left);
+            assert_eq!(pieces.next().is_some(), left > 0);
+        }
+    }
+
+    #[test]
+    fn a_packet_without_payload_is_not_lost() {
+        for packet in [ipv4_packet(0), ipv6_packet(0)] {
+            assert_eq!(lengths(&packet, 1500), [(0, 0, false)]);
+            let piece = plan(&packet, 1500).unwrap().next().unwrap();
+            let mut out = [0; 64];
+            assert_eq!(fragment_into(&packet, piece, &mut out, 1), Ok(packet.len()));
+            assert_eq!(out[..packet.len()], packet);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_cut_says_why() {
+        let changed = |mut packet: Vec<u8>, at: usize, value: u8| {
+            packet[at] = value;
+            packet
+        };
+        let layer = Layer::OuterIpv4;
+        let cases = [
+            ("DF", changed(ipv4_packet(200), 6, 0x40), FragmentError::DontFragment),
+            ("MF", changed(ipv4_packet(200), 6, 0x20), FragmentError::AlreadyFragment),
+            ("offset", changed(ipv4_packet(200), 7, 1), FragmentError::AlreadyFragment),
+            ("options", changed(ipv4_packet(200), 0, 0x46), FragmentError::Options),
+            ("fragment header", changed(ipv6_packet(200), 6, 44), FragmentError::AlreadyFragment),
+            ("hop-by-hop", changed(ipv6_packet(200), 6, 0), FragmentError::Options),
+            ("routing", changed(ipv6_packet(200), 6, 43), FragmentError::Options),
+            ("destination options", changed(ipv6_packet(200), 6, 60), FragmentError::Options),
+            (
+                "padding",
+                [ipv4_packet(200), vec![0]].concat(),
+                FragmentError::TrailingBytes { declared: 220, actual: 221 },
+            ),
+            (
+                "cut off",
+                ipv4_packet(200)[..219].to_vec(),
+                FragmentError::Header(LenError { layer, needed: 220, actual: 219 }.into()),
+            ),
+        ];
+        for (what, packet, expected) in cases {
+            assert_eq!(plan(&packet, 100).unwrap_err(), expected, "{what}");
+            let piece = Piece { offset: 0, length: 80, more: true };
+            let mut out = [0; 256];
+            assert_eq!(fragment_into(&packet, piece, &mut out, 1), Err(expected), "{what}");
+            assert_eq!(out, [0; 256], "{what}");
+        }
+    }
+
+    #[test]
+    fn a_piece_of_another_packet_is_refused() {
+        let packet = ipv4_packet(100);
+        let wrong = [
+            (0, 104, false),
+            (0, 96, false),
+            (0, 100, true),
+            (0, 12, true),
+            (4, 96, false),
+            (104, 8, false),
+            (0, 0, true),
+            (96, 4, true),
+            (usize::MAX & !7, 16, true),
+        ];
+        for (offset, length, more) in wrong {
+            let piece = Piece { offset, length, more };
+            let result = fragment_into(&packet, piece, &mut [0; 256], 1);
+            assert_eq!(result, Err(FragmentError::WrongPiece), "{piece:?}");
+        }
+    }
+
+    #[test]
+    fn a_short_output_is_refused() {
+        let (v4, v6) = (ipv4_packet(100), ipv6_packet(100));
+        let first = Piece { offset: 0, length: 16, more: true };
+        let whole = Piece { offset: 0, length: 100, more: false };
+        for (packet, piece, needed) in
+            [(&v4, first, 36), (&v6, first, 64), (&v4, whole, 120), (&v6, whole, 140)]
+        {
+            let mut out = vec![0; needed - 1];
+            assert_eq!(
+                fragment_into(packet, piece, &mut out, 1),
+                Err(FragmentError::OutputTooShort { needed, actual: needed - 1 })
+            );
+            assert_eq!(fragment_into(packet, piece, &mut vec![0; needed], 1), Ok(needed));
+        }
+    }
+}

@@ -108,30 +108,21 @@ pub(crate) const fn ipv6_traffic_class(header: &[u8; IPV6_HEADER_LEN]) -> u8 {
     header[0] << 4 | header[1] >> 4
 }
 
-/// The fixed part of the IPv4 header at the start of `packet`.
+/// The fixed part of the header at the start of `packet`, of which `version` is expected.
 #[inline]
-pub(crate) fn ipv4_header(
+fn fixed_header<const N: usize>(
     packet: &[u8],
+    version: u8,
     layer: Layer,
-) -> Result<&[u8; IPV4_HEADER_LEN], HeaderError> {
-    packet.first_chunk().ok_or(HeaderError::Length(LenError {
-        layer,
-        needed: IPV4_HEADER_LEN,
-        actual: packet.len(),
-    }))
-}
-
-/// The fixed part of the IPv6 header at the start of `packet`.
-#[inline]
-pub(crate) fn ipv6_header(
-    packet: &[u8],
-    layer: Layer,
-) -> Result<&[u8; IPV6_HEADER_LEN], HeaderError> {
-    packet.first_chunk().ok_or(HeaderError::Length(LenError {
-        layer,
-        needed: IPV6_HEADER_LEN,
-        actual: packet.len(),
-    }))
+) -> Result<&[u8; N], HeaderError> {
+    let Some(header) = packet.first_chunk::<N>() else {
+        return Err(LenError { layer, needed: N, actual: packet.len() }.into());
+    };
+    let found = header[0] >> 4;
+    if found != version {
+        return Err(HeaderError::Version { layer, found });
+    }
+    Ok(header)
 }
 
 /// Which of the two packets of a tunnel is being checked; gives errors their layer.
@@ -197,9 +188,10 @@ impl<'a> IpView<'a> {
         }
     }
 
+    /// As [`new`](Self::new), where only IPv4 will do.
     #[inline]
     pub(crate) fn ipv4(bytes: &'a [u8], layer: Layer) -> Result<Self, HeaderError> {
-        let header = ipv4_header(bytes, layer)?;
+        let header = fixed_header::<IPV4_HEADER_LEN>(bytes, 4, layer)?;
         let header_len = usize::from(header[0] & 0x0f) * 4;
         if header_len < IPV4_HEADER_LEN {
             return Err(HeaderError::HeaderLength { layer, found: header_len });
@@ -214,9 +206,10 @@ impl<'a> IpView<'a> {
         Ok(Self::V4 { header, header_len, length })
     }
 
+    /// As [`new`](Self::new), where only IPv6 will do.
     #[inline]
     pub(crate) fn ipv6(bytes: &'a [u8], layer: Layer) -> Result<Self, HeaderError> {
-        let header = ipv6_header(bytes, layer)?;
+        let header = fixed_header::<IPV6_HEADER_LEN>(bytes, 6, layer)?;
         let length = IPV6_HEADER_LEN + usize::from(read_u16(header, ipv6::PAYLOAD_LENGTH));
         if length > bytes.len() {
             return Err(LenError { layer, needed: length, actual: bytes.len() }.into());

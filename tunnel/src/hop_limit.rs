@@ -80,3 +80,60 @@ fn decrement_ipv6(packet: &mut [u8]) -> Result<u8, HopLimitError> {
 const fn short(layer: Layer, needed: usize, actual: usize) -> HopLimitError {
     HopLimitError::Header(HeaderError::Length(LenError { layer, needed, actual }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checksum::{ipv4_header_checksum, is_valid, ones_complement_sum};
+
+    fn ipv4_packet(ttl: u8, identification: u16) -> [u8; 20] {
+        let mut header = [0x45, 0, 0, 20, 0, 0, 0, 0, ttl, 6, 0, 0, 192, 0, 2, 1, 198, 51, 100, 10];
+        header[4..6].copy_from_slice(&identification.to_be_bytes());
+        let checksum = ipv4_header_checksum(&header);
+        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        header
+    }
+
+    /// Every checksum a header can have, through its identification, and with it each corner of
+    /// one's-complement arithmetic.
+    #[test]
+    fn the_patched_checksum_is_the_recomputed_one_for_all_checksums() {
+        for identification in 0..=u16::MAX {
+            let mut packet = ipv4_packet(2, identification);
+            assert_eq!(decrement_hop_limit(&mut packet), Ok(1));
+            assert_eq!(packet, ipv4_packet(1, identification), "{identification}");
+            assert!(is_valid(ones_complement_sum(&packet)));
+        }
+    }
+
+    #[test]
+    fn every_limit_goes_down_by_one_until_it_expires() {
+        for limit in 0..=u8::MAX {
+            let mut v6 = [0; 40];
+            v6[0] = 0x60;
+            v6[7] = limit;
+            let mut v4 = ipv4_packet(limit, 0);
+            let expected = if limit > 1 { Ok(limit - 1) } else { Err(HopLimitError::Expired) };
+            let left = if limit > 1 { limit - 1 } else { limit };
+            assert_eq!(decrement_hop_limit(&mut v4), expected);
+            assert_eq!(decrement_hop_limit(&mut v6), expected);
+            assert_eq!(v4, ipv4_packet(left, 0));
+            assert_eq!(v6[7], left);
+        }
+    }
+
+    #[test]
+    fn only_ip_has_a_hop_limit() {
+        for version in (0..16).filter(|version| ![4, 6].contains(version)) {
+            let mut packet = [version << 4; 40];
+            assert_eq!(
+                decrement_hop_limit(&mut packet),
+                Err(HopLimitError::Header(HeaderError::Version {
+                    layer: Layer::Inner,
+                    found: version
+                }))
+            );
+            assert_eq!(packet, [version << 4; 40]);
+        }
+    }
+}

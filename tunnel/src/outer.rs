@@ -350,3 +350,178 @@ fn write_ipv6(
 fn length_field(needed: usize) -> Result<u16, EncapError> {
     u16::try_from(needed).map_err(|_| EncapError::TooLong { needed, limit: MAX_LENGTH_FIELD })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec;
+    use std::vec::Vec;
+
+    use super::*;
+    use crate::error::{Layer, LenError};
+
+    const FROM_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 5));
+    const TO_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 20, 0, 11));
+    const FROM_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 5));
+    const TO_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 11));
+
+    fn over_v4() -> OuterTemplate {
+        OuterTemplate::new(FROM_V4, TO_V4, 64).unwrap()
+    }
+
+    fn over_v6() -> OuterTemplate {
+        OuterTemplate::new(FROM_V6, TO_V6, 64).unwrap()
+    }
+
+    /// An IPv4 packet of `length` bytes in all, behind 40 bytes of headroom.
+    fn ipv4_inner(length: usize) -> Vec<u8> {
+        let mut buffer = vec![0; 40 + length];
+        buffer[40] = 0x45;
+        buffer[42..44].copy_from_slice(&u16::try_from(length).unwrap().to_be_bytes());
+        buffer
+    }
+
+    /// An IPv6 packet of `length` bytes in all, behind 40 bytes of headroom.
+    fn ipv6_inner(length: usize) -> Vec<u8> {
+        let mut buffer = vec![0; 40 + length];
+        buffer[40] = 0x60;
+        buffer[44..46].copy_from_slice(&u16::try_from(length - 40).unwrap().to_be_bytes());
+        buffer
+    }
+
+    fn wrap(template: &OuterTemplate, buffer: &mut [u8]) -> Result<usize, EncapError> {
+        let end = buffer.len();
+        template.encapsulate(buffer, 40..end, OuterFields::default())
+    }
+
+    #[test]
+    fn a_tunnel_has_two_ends_of_one_family_and_lets_packets_out() {
+        for (source, destination) in [(FROM_V4, TO_V6), (FROM_V6, TO_V4)] {
+            assert_eq!(
+                OuterTemplate::new(source, destination, 64),
+                Err(TemplateError::FamilyMismatch { source, destination })
+            );
+        }
+        assert_eq!(OuterTemplate::new(FROM_V4, TO_V4, 0), Err(TemplateError::ZeroHopLimit));
+        assert_eq!((over_v4().overhead(), over_v4().is_ipv4()), (20, true));
+        assert_eq!((over_v6().overhead(), over_v6().is_ipv4()), (40, false));
+        assert_eq!((over_v6().source(), over_v6().destination()), (FROM_V6, TO_V6));
+        assert_eq!(over_v6().hop_limit(), 64);
+    }
+
+    /// The exact bytes, once for each family, written by hand from the RFCs.
+    #[test]
+    fn the_outer_header_is_this() {
+        let fields =
+            OuterFields { dont_fragment: true, identification: 0xbeef, flow_label: 0xfff_abcde };
+        let mut buffer = ipv4_inner(21);
+        buffer[41] = 0b1011_1010; // DSCP EF, ECT(0)
+        assert_eq!(over_v4().encapsulate(&mut buffer, 40..61, fields), Ok(20));
+        assert_eq!(
+            buffer[20..40],
+            [
+                0x45, 0xba, 0x00, 0x29, 0xbe, 0xef, 0x40, 0x00, 0x40, 0x04, 0x67, 0x04, 10, 0, 0,
+                5, 10, 20, 0, 11,
+            ]
+        );
+
+        let mut buffer = ipv6_inner(41);
+        buffer[40] = 0x6b; // the same traffic class, over a nibble boundary
+        buffer[41] = 0xa0;
+        assert_eq!(over_v6().encapsulate(&mut buffer, 40..81, fields), Ok(0));
+        assert_eq!(buffer[..8], [0x6b, 0xaa, 0xbc, 0xde, 0x00, 0x29, 41, 64]);
+        assert_eq!(buffer[8..24], [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5]);
+        assert_eq!(buffer[24..40], [0x20, 1, 0x0d, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11]);
+    }
+
+    #[test]
+    fn the_length_field_bounds_the_packet_and_never_wraps() {
+        let limit = 65_535;
+        let too_long = |needed| Err(EncapError::TooLong { needed, limit });
+        let cases = [
+            (over_v4(), ipv4_inner(65_515), Ok(20)),
+            (over_v4(), ipv4_inner(65_516), too_long(65_536)),
+            (over_v4(), ipv4_inner(65_535), too_long(65_555)),
+            (over_v4(), ipv6_inner(65_515), Ok(20)),
+            (over_v4(), ipv6_inner(65_575), too_long(65_595)),
+            (over_v6(), ipv4_inner(65_535), Ok(0)),
+            (over_v6(), ipv6_inner(65_535), Ok(0)),
+            (over_v6(), ipv6_inner(65_536), too_long(65_536)),
+            (over_v6(), ipv6_inner(65_575), too_long(65_575)),
+        ];
+        for (template, mut buffer, expected) in cases {
+            let before = buffer.clone();
+            assert_eq!(wrap(&template, &mut buffer), expected);
+            if expected.is_err() {
+                assert_eq!(buffer, before);
+            }
+        }
+    }
+
+    #[test]
+    fn the_range_must_be_one_of_the_buffer() {
+        let mut buffer = ipv4_inner(20);
+        #[expect(clippy::reversed_empty_ranges, reason = "the case under test")]
+        let ranges = [40..61, 61..61, 60..40, usize::MAX..usize::MAX];
+        for range in ranges {
+            let expected =
+                EncapError::OutOfBuffer { start: range.start, end: range.end, buffer: 60 };
+            let result = over_v4().encapsulate(&mut buffer, range, OuterFields::default());
+            assert_eq!(result, Err(expected));
+        }
+    }
+
+    #[test]
+    fn padding_does_not_travel() {
+        for (template, mut buffer) in [(over_v4(), ipv4_inner(24)), (over_v6(), ipv6_inner(44))] {
+            let declared = buffer.len() - 40;
+            buffer.extend([0; 6]);
+            assert_eq!(
+                wrap(&template, &mut buffer),
+                Err(EncapError::TrailingBytes { declared, actual: declared + 6 })
+            );
+        }
+    }
+
+    #[test]
+    fn what_comes_from_the_exit_is_not_sent_back_there() {
+        let IpAddr::V4(exit) = TO_V4 else { panic!("{TO_V4} is IPv4") };
+        let mut buffer = ipv4_inner(20);
+        buffer[52..56].copy_from_slice(&exit.octets());
+        assert_eq!(wrap(&over_v4(), &mut buffer), Err(EncapError::FromTunnelExit));
+        assert_eq!(wrap(&over_v6(), &mut buffer), Ok(0));
+
+        let IpAddr::V6(exit) = TO_V6 else { panic!("{TO_V6} is IPv6") };
+        let mut buffer = ipv6_inner(40);
+        buffer[48..64].copy_from_slice(&exit.octets());
+        assert_eq!(wrap(&over_v6(), &mut buffer), Err(EncapError::FromTunnelExit));
+        assert_eq!(wrap(&over_v4(), &mut buffer), Ok(20));
+    }
+
+    #[test]
+    fn only_ip_is_wrapped() {
+        let inner = |error| Err(EncapError::Inner(error));
+        let version = |found| inner(HeaderError::Version { layer: Layer::Inner, found });
+        let mut arp = [0; 80];
+        assert_eq!(wrap(&over_v4(), &mut arp), version(0));
+        let mut buffer = ipv4_inner(24);
+        buffer[40] = 0x44;
+        let layer = Layer::InnerIpv4;
+        assert_eq!(
+            wrap(&over_v4(), &mut buffer),
+            inner(HeaderError::HeaderLength { layer, found: 16 })
+        );
+        buffer[40] = 0x47;
+        assert_eq!(
+            wrap(&over_v4(), &mut buffer),
+            inner(LenError { layer, needed: 28, actual: 24 }.into())
+        );
+    }
+
+    #[test]
+    fn a_flow_label_is_20_bits_and_never_none() {
+        for entropy in [0, 1, 0x0010_0001, 0xfff0_0000, 0xffff_ffff, 0xdead_beef] {
+            assert!((1..1 << 20).contains(&flow_label(entropy)), "{entropy:#x}");
+        }
+        assert_ne!(flow_label(0x0100_0000), flow_label(0x0200_0000), "the high bits count");
+    }
+}

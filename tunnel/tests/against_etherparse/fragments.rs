@@ -38,10 +38,6 @@ fn reassemble(packets: &[Vec<u8>]) -> Option<(u8, Vec<u8>)> {
     whole
 }
 
-fn header_len(template: &OuterTemplate) -> usize {
-    template.overhead()
-}
-
 proptest! {
     #[test]
     fn pieces_fit_and_reassemble(
@@ -66,7 +62,7 @@ proptest! {
             prop_assert!(index + 1 >= last || packet.len() + 8 > mtu);
             next += piece.length;
         }
-        prop_assert_eq!(next, outer.len() - header_len(&template));
+        prop_assert_eq!(next, outer.len() - template.overhead());
 
         let mut packets: Vec<_> = pieces.into_iter().map(|(_, packet)| packet).collect();
         let turn = order.index(packets.len());

@@ -5,6 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the lint's leave for tests ends at #[test] functions")]
 
+mod checksums;
 mod fragments;
 mod packets;
 mod round_trip;
