@@ -32,7 +32,7 @@ proptest! {
     }
 
     #[test]
-    fn an_ipv4_header_checksum_is_that_of_etherparse(mut packet in ipv4_packet(0), junk: u16) {
+    fn an_ipv4_header_checksum_is_that_of_etherparse(mut packet in ipv4_packet(0), junk in any::<u16>()) {
         let (header, _) = Ipv4Header::from_slice(&packet).unwrap();
         packet[10..12].copy_from_slice(&junk.to_be_bytes());
         prop_assert_eq!(checksum::ipv4_header_checksum(&packet), header.calc_header_checksum());
@@ -40,11 +40,11 @@ proptest! {
 
     #[test]
     fn tcp_over_both(
-        ports: (u16, u16),
-        sequence: u32,
-        window: u16,
+        ports in any::<(u16, u16)>(),
+        sequence in any::<u32>(),
+        window in any::<u16>(),
         payload in vec(any::<u8>(), 0..1500),
-        (v4, v6): ((Ipv4Addr, Ipv4Addr), (Ipv6Addr, Ipv6Addr)),
+        (v4, v6) in any::<((Ipv4Addr, Ipv4Addr), (Ipv6Addr, Ipv6Addr))>(),
     ) {
         let mut header = TcpHeader::new(ports.0, ports.1, sequence, window);
         let length = u16::try_from(header.header_len() + payload.len()).unwrap();
@@ -68,9 +68,9 @@ proptest! {
 
     #[test]
     fn udp_over_both(
-        ports: (u16, u16),
+        ports in any::<(u16, u16)>(),
         payload in vec(any::<u8>(), 0..1500),
-        (v4, v6): ((Ipv4Addr, Ipv4Addr), (Ipv6Addr, Ipv6Addr)),
+        (v4, v6) in any::<((Ipv4Addr, Ipv4Addr), (Ipv6Addr, Ipv6Addr))>(),
     ) {
         let length = u16::try_from(8 + payload.len()).unwrap();
         let header =
@@ -90,9 +90,9 @@ proptest! {
 
     #[test]
     fn icmp_of_both(
-        (kind, code, rest): (u8, u8, [u8; 4]),
+        (kind, code, rest) in any::<(u8, u8, [u8; 4])>(),
         payload in vec(any::<u8>(), 0..1300),
-        (source, destination): (Ipv6Addr, Ipv6Addr),
+        (source, destination) in any::<(Ipv6Addr, Ipv6Addr)>(),
     ) {
         let type_u8 = kind;
         let zeroed = [&[kind, code, 0, 0], &rest[..], &payload].concat();

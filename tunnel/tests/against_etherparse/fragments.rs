@@ -1,7 +1,7 @@
 //! Pieces are put together by etherparse's reassembly.
 
+use adit_tunnel::OuterFields;
 use adit_tunnel::fragment::{FragmentError, Piece, fragment_into, plan};
-use adit_tunnel::{OuterFields, OuterTemplate};
 use etherparse::SlicedPacket;
 use etherparse::defrag::IpDefragPool;
 use proptest::prelude::*;
