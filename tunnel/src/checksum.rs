@@ -60,11 +60,10 @@ impl Sum {
     /// Folds the carries into 16 bits.
     #[inline]
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "four folds leave at most 16 bits")]
+    #[expect(clippy::cast_possible_truncation, reason = "three folds leave at most 16 bits")]
     pub const fn fold(self) -> u16 {
-        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32); // at most 0x1_ffff_fffe
+        let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32); // at most 0x1_fffe
         let sum = (sum & 0xffff) + (sum >> 16);
         sum as u16
     }
