@@ -3,4 +3,6 @@
 //! The library behind the `adit` binary. [`dataplane`] is the pure core (frame and time in,
 //! verdict out); see ARCHITECTURE.md for the way of a packet and the invariants.
 
+pub mod cli;
+pub mod control;
 pub mod dataplane;

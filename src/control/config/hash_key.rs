@@ -1,0 +1,159 @@
+//! The 128-bit key of the placement hash.
+
+use siphasher::sip::SipHasher13;
+use std::fmt;
+use std::hash::Hasher;
+use std::path::{Path, PathBuf};
+
+/// The key used where no `hash_key_file` is given. It is public, so clients could compute where
+/// their connections go; it exists so that a first try works and gives the same placement
+/// everywhere.
+const PUBLIC_KEY: [u8; 16] = *b"adit-public-key!";
+
+/// Bytes of a key file that are looked at; more is not a key.
+const MAX_FILE: usize = 64;
+
+/// Key of the placement hash. Directors with the same key and services choose alike.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HashKey {
+    bytes: [u8; 16],
+    origin: HashKeyOrigin,
+}
+
+/// Where a key came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HashKeyOrigin {
+    /// The documented constant.
+    Public,
+    /// A file.
+    File(PathBuf),
+}
+
+/// Why there is no key.
+#[derive(Debug, thiserror::Error)]
+pub enum HashKeyError {
+    /// The file cannot be read.
+    #[error("hash_key_file {path}: {source}; make one with: openssl rand -hex 16 > {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error(
+        "hash_key_file {path} holds {found} and must hold 32 hexadecimal digits or 16 raw bytes; \
+         make one with: openssl rand -hex 16 > {path}"
+    )]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What was found, without quoting it.
+        found: String,
+    },
+}
+
+impl HashKey {
+    /// The documented constant.
+    #[must_use]
+    pub fn public() -> Self {
+        HashKey { bytes: PUBLIC_KEY, origin: HashKeyOrigin::Public }
+    }
+
+    /// The key of the configuration: its file, or the constant where none is named.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds no key.
+    pub fn load(file: Option<&Path>) -> Result<Self, HashKeyError> {
+        let Some(path) = file else { return Ok(HashKey::public()) };
+        let content = std::fs::read(path)
+            .map_err(|source| HashKeyError::Read { path: path.to_owned(), source })?;
+        let bytes = parse(&content)
+            .map_err(|found| HashKeyError::Content { path: path.to_owned(), found })?;
+        Ok(HashKey { bytes, origin: HashKeyOrigin::File(path.to_owned()) })
+    }
+
+    /// The key itself, for the hash.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8; 16] {
+        &self.bytes
+    }
+
+    /// Where it came from.
+    #[must_use]
+    pub fn origin(&self) -> &HashKeyOrigin {
+        &self.origin
+    }
+
+    /// A digest that tells keys apart and cannot be turned back: SipHash of a constant under the
+    /// key, as 16 hexadecimal digits.
+    #[must_use]
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = SipHasher13::new_with_key(&self.bytes);
+        hasher.write(b"adit hash key fingerprint 1");
+        format!("{:016x}", hasher.finish())
+    }
+}
+
+/// The key is a secret: it is never printed.
+impl fmt::Debug for HashKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HashKey({}, {:?})", self.fingerprint(), self.origin)
+    }
+}
+
+fn parse(content: &[u8]) -> Result<[u8; 16], String> {
+    // 16 bytes are taken as they are, even when they happen to end in a newline.
+    if let Ok(raw) = <[u8; 16]>::try_from(content) {
+        return Ok(raw);
+    }
+    if content.len() > MAX_FILE {
+        return Err(format!("{} bytes", content.len()));
+    }
+    let text = content.trim_ascii();
+    let Ok(digits) = <&[u8; 32]>::try_from(text) else {
+        return Err(format!("{} characters", text.len()));
+    };
+    let mut key = [0u8; 16];
+    for (byte, pair) in key.iter_mut().zip(digits.chunks_exact(2)) {
+        let pair = std::str::from_utf8(pair).map_err(|_| "other characters".to_owned())?;
+        // from_str_radix would take a sign.
+        if !pair.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err("other characters".to_owned());
+        }
+        *byte = u8::from_str_radix(pair, 16).map_err(|_| "other characters".to_owned())?;
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_hex_and_raw_and_nothing_else() {
+        let hex = b"000102030405060708090a0b0c0d0e0f\n";
+        let raw: Vec<u8> = (0..16).collect();
+        assert_eq!(parse(hex), parse(&raw));
+        assert!(parse(hex).is_ok());
+        let bad: [&[u8]; 5] =
+            [b"", b"0001", b"+00102030405060708090a0b0c0d0e0f", &[0; 17], &[b'0'; 100]];
+        for content in bad {
+            assert!(parse(content).is_err(), "{content:?}");
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_tells_keys_apart_and_debug_hides_them() {
+        let mut other = HashKey::public();
+        other.bytes[15] ^= 1;
+        assert_ne!(other.fingerprint(), HashKey::public().fingerprint());
+        assert!(!format!("{other:?}").contains("adit-public"));
+    }
+
+    #[test]
+    fn a_missing_file_says_how_to_make_one() {
+        let error = HashKey::load(Some(Path::new("/nonexistent/key"))).unwrap_err();
+        assert!(error.to_string().contains("openssl rand -hex 16"), "{error}");
+    }
+}

@@ -1,0 +1,128 @@
+//! Every default and every bound of the configuration, in one place, each with its reason.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// Where `adit` looks for its configuration.
+pub const DEFAULT_CONFIG_PATH: &str = "/etc/adit/adit.toml";
+/// Where the flow region lives: a tmpfs that outlives the process and not the machine.
+pub const DEFAULT_STATE_DIR: &str = "/run/adit";
+/// Where the admin interface listens.
+pub const DEFAULT_SOCKET: &str = "/run/adit/adit.sock";
+
+/// Longest file that is read. A service takes about 300 bytes and a real server 50, so this holds
+/// more than the table limits below allow.
+pub(super) const MAX_CONFIG_BYTES: usize = 16 << 20;
+/// More syntax errors than this are the same mistake seen again.
+pub(super) const MAX_SYNTAX_ERRORS: usize = 10;
+
+/// Services in one director. Flow slots name them by a 16-bit index; 4096 leaves room for those
+/// that drain after they were removed, and keeps a snapshot in a few megabytes.
+pub const MAX_SERVICES: usize = 4096;
+/// Real servers in one service: the largest Maglev table has 1 048 583 slots and must have 100
+/// per member for shares to be right within one percent.
+pub const MAX_REALS_PER_SERVICE: usize = 10_485;
+/// Ports in one list: a longer one is better written as a range.
+pub(super) const MAX_PORT_LIST: usize = 256;
+/// Longest service name: it is printed in tables and becomes a metric label.
+pub(super) const MAX_NAME: usize = 63;
+/// Longest Unix socket path (`sun_path` is 108 bytes with its terminator).
+pub(super) const MAX_SOCKET_PATH: usize = 107;
+
+/// The interface's name in the examples of LVS and of this project.
+pub(super) const DEFAULT_TAP: &str = "adit0";
+/// A million sessions, in 64 bytes each plus index: about 80 MiB.
+pub(super) const DEFAULT_MAX_CONNECTIONS: u32 = 1_000_000;
+/// Fewer than 1024 flows is a test; more than 2^27 is 8 GiB of slots.
+pub(super) const MAX_CONNECTIONS: RangeInclusive<u32> = 1024..=1 << 27;
+/// Frames the kernel queues for the director: 4096 full frames are 6 MiB, a burst of 5 ms at
+/// 10 Gbit/s.
+pub(super) const DEFAULT_TAP_QUEUE: u32 = 4096;
+/// Below 64 a single burst of one sender overflows; above 65536 the queue is latency, not burst.
+pub(super) const TAP_QUEUE: RangeInclusive<u32> = 64..=65_536;
+/// 1280 is the least IPv6 allows (RFC 8200 section 5); 9216 is the largest jumbo frame in use.
+pub(super) const MTU: RangeInclusive<u16> = 1280..=9216;
+
+/// Weights as IPVS takes them; 0 means drained.
+pub(super) const WEIGHT: RangeInclusive<u16> = 0..=65_535;
+/// The weight of a real server that names none. The same as in the examples, so that a list
+/// where only some name a weight is still even.
+pub(super) const DEFAULT_WEIGHT: u16 = 100;
+
+/// The outer packet starts afresh (RFC 2003 section 3.1); 64 is what IPVS and `ipip` use.
+pub(super) const DEFAULT_TTL: u8 = 64;
+/// 0 is dropped by the first router.
+pub(super) const TTL: RangeInclusive<u8> = 1..=255;
+
+/// A duration's default and the range that makes sense.
+pub(super) struct DurationBounds {
+    pub(super) default: Duration,
+    pub(super) least: Duration,
+    pub(super) most: Duration,
+    /// Why the range ends where it ends.
+    pub(super) reason: &'static str,
+}
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+pub(super) const TCP_HALF_OPEN: DurationBounds = DurationBounds {
+    default: seconds(30),
+    least: seconds(3),
+    most: seconds(300),
+    reason: "a SYN is retransmitted after 1 s, 3 s, 7 s …; long ones let a flood fill the table",
+};
+pub(super) const TCP_UNPROVEN: DurationBounds = DurationBounds {
+    default: seconds(60),
+    least: seconds(3),
+    most: seconds(600),
+    reason: "a flow that never carries data does not earn a longer stay",
+};
+pub(super) const TCP_ESTABLISHED: DurationBounds = DurationBounds {
+    // RFC 5382 REQ-5 asks for 2 h 4 min, Linux sends its first keepalive after 2 h.
+    default: seconds(2 * 3600 + 15 * 60),
+    least: seconds(60),
+    most: seconds(7 * 86_400),
+    reason: "idle database sessions live for hours; after a week without a packet nobody is there",
+};
+pub(super) const TCP_FIN: DurationBounds = DurationBounds {
+    // Twice the maximum segment lifetime in use (RFC 9293 section 3.4.2 says 2 min, Linux 60 s).
+    default: seconds(120),
+    least: seconds(1),
+    most: seconds(3600),
+    reason: "a closed session only waits for late segments",
+};
+pub(super) const TCP_RST: DurationBounds = DurationBounds {
+    default: seconds(10),
+    least: seconds(1),
+    most: seconds(600),
+    reason: "a reset session only waits for late segments",
+};
+pub(super) const UDP: DurationBounds = DurationBounds {
+    // RFC 4787 REQ-5 recommends five minutes.
+    default: seconds(300),
+    least: seconds(1),
+    most: seconds(86_400),
+    reason: "UDP has no end of its own, so an entry must not stay for days",
+};
+pub(super) const PERSISTENCE: DurationBounds = DurationBounds {
+    // What IPVS takes by default (`ipvsadm -p`).
+    default: seconds(300),
+    least: seconds(1),
+    most: seconds(30 * 86_400),
+    reason: "entries live in memory of fixed size; a month is the longest that was ever useful",
+};
+
+/// Packets the director may send on its own account (ICMP errors, resets, echo replies) to one
+/// client prefix, per second: enough for a path's PMTU to be found on several sessions at once.
+pub(super) const DEFAULT_EMITTED_PER_CLIENT: u32 = 50;
+/// … and to everybody. Linux sends 1000 ICMP messages a second in all (`icmp_msgs_per_sec`).
+pub(super) const DEFAULT_EMITTED_TOTAL: u32 = 1000;
+/// 0 would silence PMTU discovery, and with it black-hole sessions.
+pub(super) const EMITTED: RangeInclusive<u32> = 1..=1_000_000;
+/// Fragmented datagrams followed at once; each takes a slot of the pool for its lifetime of
+/// seconds.
+pub(super) const DEFAULT_FRAGMENTED_DATAGRAMS: u32 = 4096;
+/// The pool is allocated at start; beyond 2^20 it is larger than the flow table.
+pub(super) const FRAGMENTED_DATAGRAMS: RangeInclusive<u32> = 16..=1 << 20;

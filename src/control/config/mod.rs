@@ -1,0 +1,68 @@
+//! The configuration file: text in, checked types out.
+//!
+//! [`parse`] is a pure function. It reads no file, no clock and no environment, so it can be
+//! fuzzed and tested with tables. Whatever depends on the host (does the interface exist, is the
+//! key file readable) is asked later, by `adit check` and at start.
+//!
+//! Invariant: the rest of the program never sees an unchecked value. A [`Config`] that exists has
+//! passed every rule of this module.
+
+mod conflicts;
+mod error;
+mod hash;
+mod hash_key;
+mod limits;
+mod reader;
+mod sections;
+mod service;
+mod types;
+
+pub use error::{ConfigErrors, Problem, RenderStyle};
+pub use hash::{ConfigHash, config_hash, services_hash};
+pub use hash_key::{HashKey, HashKeyError, HashKeyOrigin};
+pub use limits::{
+    DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS_PER_SERVICE, MAX_SERVICES,
+};
+pub use types::{
+    Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Persistence, Ports,
+    Protocol, Real, Scheduler, Service, Timeouts, Tunnel, TunnelKind, Warning,
+};
+
+use reader::{Problems, Table};
+use toml::de::DeTable;
+
+/// Reads a configuration.
+///
+/// `file_name` is only used to name the file in errors.
+///
+/// # Errors
+/// All problems found, each with its place in `text`. Syntax errors hide the rest: a file that is
+/// not TOML is not looked at further.
+pub fn parse(text: &str, file_name: &str) -> Result<Config, ConfigErrors> {
+    let problems = Problems::default();
+    if text.len() > limits::MAX_CONFIG_BYTES {
+        problems.at(
+            0..0,
+            format!("the file has {} bytes", text.len()),
+            format!("at most {} bytes are read", limits::MAX_CONFIG_BYTES),
+        );
+        return Err(problems.into_errors(file_name, ""));
+    }
+    let (document, syntax) = DeTable::parse_recoverable(text);
+    if !syntax.is_empty() {
+        for error in syntax.iter().take(limits::MAX_SYNTAX_ERRORS) {
+            problems.syntax(error);
+        }
+        return Err(problems.into_errors(file_name, text));
+    }
+    let span = document.span();
+    let root = Table::new(document.get_ref(), span, String::new(), &problems);
+    let config = sections::read(root, &problems);
+    match config {
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(problems.into_errors(file_name, text)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,261 @@
+//! `[[service]]` and `[[service.real]]`.
+
+use super::limits;
+use super::reader::{At, Problems, Table, Word};
+use super::sections::{df, timeouts};
+use super::types::{
+    DontFragment, Persistence, Ports, Protocol, Real, Scheduler, Service, Timeouts,
+};
+use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
+use toml::de::{DeInteger, DeValue};
+
+/// What a service takes from the other sections.
+pub(super) struct Defaults {
+    pub(super) timeouts: Timeouts,
+    pub(super) df: DontFragment,
+}
+
+/// A service with the places that conflicts between services point at.
+pub(super) struct Placed {
+    pub(super) service: Service,
+    pub(super) name: Range<usize>,
+    pub(super) vip: Range<usize>,
+    pub(super) ports: Range<usize>,
+    pub(super) group: Option<Range<usize>>,
+    /// In the order of `service.reals`.
+    pub(super) reals: Vec<Range<usize>>,
+}
+
+pub(super) fn read_all(
+    tables: Vec<Table<'_>>,
+    defaults: &Defaults,
+    problems: &Problems,
+) -> Vec<Placed> {
+    if let Some(beyond) = tables.get(limits::MAX_SERVICES) {
+        problems.at(
+            beyond.span(),
+            format!("{} services", tables.len()),
+            format!("at most {} fit", limits::MAX_SERVICES),
+        );
+        return Vec::new();
+    }
+    tables.into_iter().filter_map(|table| read(table, defaults, problems)).collect()
+}
+
+fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Placed> {
+    let name = t.parsed("name", |text| label("name", text));
+    let vip = t.address("vip");
+    let ports = ports(&mut t, problems);
+    let protocol =
+        t.word("protocol", &[Word::Is("tcp", Protocol::Tcp), Word::Is("udp", Protocol::Udp)]);
+    let scheduler = t.word(
+        "scheduler",
+        &[
+            Word::Is("maglev", Scheduler::Maglev),
+            Word::Is("wrr", Scheduler::Wrr),
+            Word::Is("rr", Scheduler::Rr),
+        ],
+    );
+    let (persistence, group) = match t.table("persistence", "`persistence`") {
+        Some(table) => persistence(table),
+        None => (None, None),
+    };
+    let timeouts = timeouts(t.table("timeouts", "`timeouts`"), &defaults.timeouts);
+    let df = df(&mut t).unwrap_or(defaults.df);
+    let mut reals = reals(t.tables("real", "[[service.real]]"), problems);
+    for (key, example) in [
+        ("name", "name = \"orders-read\""),
+        ("vip", "vip = \"198.51.100.10\""),
+        ("port", "port = 5432"),
+    ] {
+        if t.get(key).is_none() {
+            t.missing(key, example);
+        }
+    }
+    t.finish();
+
+    reals.sort_by_key(|(real, _)| real.address);
+    let (reals, real_spans) = reals.into_iter().unzip();
+    let (name, vip, ports) = (name?, vip?, ports?);
+    if let Some(reason) = not_unicast(vip.value) {
+        problems.at(
+            vip.span,
+            format!("`vip` {} is {reason}", vip.value),
+            "an address that clients can send to",
+        );
+        return None;
+    }
+    let service = Service {
+        name: name.value,
+        vip: vip.value,
+        ports: ports.value,
+        protocol: protocol.unwrap_or(Protocol::Tcp),
+        scheduler: scheduler.unwrap_or(Scheduler::Maglev),
+        persistence,
+        timeouts,
+        df,
+        reals,
+    };
+    let (name, vip, ports) = (name.span, vip.span, ports.span);
+    Some(Placed { service, name, vip, ports, group, reals: real_spans })
+}
+
+fn reals(tables: Vec<Table<'_>>, problems: &Problems) -> Vec<(Real, Range<usize>)> {
+    if let Some(beyond) = tables.get(limits::MAX_REALS_PER_SERVICE) {
+        problems.at(
+            beyond.span(),
+            format!("{} real servers in one service", tables.len()),
+            format!("at most {} fit", limits::MAX_REALS_PER_SERVICE),
+        );
+        return Vec::new();
+    }
+    tables.into_iter().filter_map(|table| real(table, problems)).collect()
+}
+
+fn real(mut t: Table<'_>, problems: &Problems) -> Option<(Real, Range<usize>)> {
+    let address = t.address("address");
+    let weight = t.integer("weight", &limits::WEIGHT, "0 means drained");
+    if address.is_none() && t.get("address").is_none() {
+        t.missing("address", "address = \"10.20.0.11\"");
+    }
+    t.finish();
+    let address = address?;
+    if let Some(reason) = not_unicast(address.value) {
+        problems.at(
+            address.span,
+            format!("real server {} is {reason}", address.value),
+            "the address its tunnel ends at",
+        );
+        return None;
+    }
+    let weight = weight.unwrap_or(limits::DEFAULT_WEIGHT);
+    Some((Real { address: address.value, weight }, address.span))
+}
+
+fn persistence(mut t: Table<'_>) -> (Option<Persistence>, Option<Range<usize>>) {
+    let timeout = t.duration("timeout", &limits::PERSISTENCE);
+    let v4 = t.integer("ipv4_prefix", &(1..=32u8), "32 tells every client apart");
+    let v6 = t.integer("ipv6_prefix", &(1..=128u8), "64 takes a host's privacy addresses together");
+    let group = t.parsed("group", |text| label("group", text));
+    t.finish();
+    let span = group.as_ref().map(|g| g.span.clone());
+    let persistence = Persistence {
+        timeout: timeout.unwrap_or(limits::PERSISTENCE.default),
+        ipv4_prefix: v4.unwrap_or(32),
+        // A host has a /64 of addresses to itself and changes them daily (RFC 8981).
+        ipv6_prefix: v6.unwrap_or(64),
+        group: group.map(|g| g.value),
+    };
+    (Some(persistence), span)
+}
+
+const PORT_HELP: &str =
+    "a port such as 5432, a list [5432, 6432], a range \"6000-6009\" or \"any\"";
+
+fn ports(t: &mut Table<'_>, problems: &Problems) -> Option<At<Ports>> {
+    let value = t.get("port")?;
+    let span = value.span();
+    let parsed = if let DeValue::Array(items) = value.get_ref() {
+        let ports: Result<Vec<u16>, String> = items
+            .iter()
+            .map(|item| match item.get_ref().as_integer() {
+                Some(number) => port_number(number),
+                None => Err("a list of ports holds numbers only".to_owned()),
+            })
+            .collect();
+        ports.and_then(port_list)
+    } else if let Some(number) = value.get_ref().as_integer() {
+        port_number(number).map(Ports::Exact)
+    } else if let Some(text) = value.get_ref().as_str() {
+        port_text(text)
+    } else {
+        Err(format!("`port` cannot be a {}", value.get_ref().type_str()))
+    };
+    match parsed {
+        Ok(value) => Some(At { value, span }),
+        Err(message) => {
+            problems.at(span, message, PORT_HELP);
+            None
+        }
+    }
+}
+
+fn port_number(n: &DeInteger<'_>) -> Result<u16, String> {
+    u16::from_str_radix(n.as_str(), n.radix())
+        .ok()
+        .filter(|port| *port != 0)
+        .ok_or_else(|| format!("{n} is not a port: they go from 1 to 65535"))
+}
+
+fn port_text(text: &str) -> Result<Ports, String> {
+    if text == "any" {
+        return Ok(Ports::Any);
+    }
+    let wrong = || format!("`port` = \"{text}\" is neither a range nor \"any\"");
+    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+    let number = |side: &str| side.trim().parse::<u16>().map_err(|_| wrong());
+    let (first, last) = (number(first)?, number(last)?);
+    if first == 0 {
+        return Err(format!("`port` = \"{text}\": ports begin at 1"));
+    }
+    if first >= last {
+        return Err(format!("`port` = \"{text}\": the first port must be the smaller one"));
+    }
+    Ok(Ports::Range(first, last))
+}
+
+fn port_list(mut ports: Vec<u16>) -> Result<Ports, String> {
+    let count = ports.len();
+    ports.sort_unstable();
+    ports.dedup();
+    match ports.as_slice() {
+        [] => Err("`port` is an empty list".to_owned()),
+        _ if ports.len() != count => Err("`port` names a port twice".to_owned()),
+        [one] => Ok(Ports::Exact(*one)),
+        _ if count > limits::MAX_PORT_LIST => {
+            Err(format!("{count} ports in a list; at most {}", limits::MAX_PORT_LIST))
+        }
+        _ => Ok(Ports::List(ports)),
+    }
+}
+
+/// A service's or group's name: it is printed in tables, URLs and metric labels.
+fn label(key: &str, text: &str) -> Result<String, (String, String)> {
+    let valid = (1..=limits::MAX_NAME).contains(&text.len())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
+    if valid {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("`{key}` = \"{text}\" is not a name"),
+        format!("1 to {} letters, digits, `-`, `_` or `.`", limits::MAX_NAME),
+    ))
+}
+
+/// Why an address cannot be one host's on a network, if so.
+pub(super) fn not_unicast(address: IpAddr) -> Option<&'static str> {
+    if address.is_unspecified() {
+        return Some("the unspecified address");
+    }
+    if address.is_multicast() {
+        return Some("a multicast address");
+    }
+    if address.is_loopback() {
+        return Some("a loopback address");
+    }
+    match address {
+        IpAddr::V4(Ipv4Addr::BROADCAST) => Some("the broadcast address"),
+        IpAddr::V4(a) => match a.octets()[0] {
+            0 => Some("in 0.0.0.0/8, which no host may have"),
+            240.. => Some("in the reserved block 240.0.0.0/4"),
+            1..=239 => None,
+        },
+        IpAddr::V6(a) if a.is_unicast_link_local() => {
+            Some("link-local, which means nothing without an interface")
+        }
+        IpAddr::V6(a) => {
+            a.to_ipv4_mapped().map(|_| "an IPv4-mapped address; write the IPv4 address itself")
+        }
+    }
+}

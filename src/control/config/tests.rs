@@ -1,0 +1,262 @@
+//! Tables of configurations: what is taken, what is refused and how it is said.
+
+use super::*;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// The file of README and DESIGN.
+const EXAMPLE: &str = r#"
+[director]
+tap = "adit0"
+interface = "eth0"            # faces the clients
+workers = 1
+capture = "route"
+max_connections = 1_000_000   # allocated at start
+hash_key_file = "/etc/adit/hash.key"
+io = "auto"
+
+[tunnel]
+kind = "ipip"
+source = ["10.0.0.5"]
+
+[timeouts]
+tcp_established = "2h15m"
+
+[[service]]
+name = "orders-read"
+vip = "198.51.100.10"
+port = 5432
+protocol = "tcp"
+scheduler = "maglev"
+persistence = { timeout = "10m", ipv4_prefix = 32 }
+
+[[service.real]]
+address = "10.20.0.11"
+weight = 100
+
+[[service.real]]
+address = "10.10.0.12"
+"#;
+
+const HEAD: &str = "[director]\ninterface = \"eth0\"\n";
+
+fn ok(text: &str) -> Config {
+    match parse(text, "adit.toml") {
+        Ok(config) => config,
+        Err(errors) => panic!("refused:\n{}", errors.render(RenderStyle::Plain)),
+    }
+}
+
+/// Two services, the second given by `second`, on one VIP.
+fn two(first_port: &str, second_port: &str) -> String {
+    let service = |name: &str, port: &str| {
+        format!("[[service]]\nname = \"{name}\"\nvip = \"192.0.2.1\"\nport = {port}\n")
+    };
+    format!("{HEAD}{}{}", service("a", first_port), service("b", second_port))
+}
+
+#[test]
+fn the_example_is_taken() {
+    let config = ok(EXAMPLE);
+    assert_eq!(config.director.max_connections, 1_000_000);
+    let service = &config.services[0];
+    assert_eq!(service.timeouts.tcp_established, Duration::from_secs(8100));
+    assert_eq!(service.timeouts.tcp_half_open, Duration::from_secs(30));
+    assert_eq!(service.ports, Ports::Exact(5432));
+    // By address, whatever the order in the file.
+    let addresses: Vec<String> = service.reals.iter().map(|r| r.address.to_string()).collect();
+    assert_eq!(addresses, ["10.10.0.12", "10.20.0.11"]);
+    assert_eq!(service.reals[0].weight, 100, "default weight");
+    assert_eq!(config.warnings(), []);
+}
+
+#[test]
+fn refusals() {
+    let service = |extra: &str| {
+        format!("{HEAD}[[service]]\nname = \"db\"\nvip = \"192.0.2.1\"\nport = 5432\n{extra}")
+    };
+    let cases: Vec<(&str, String)> = vec![
+        ("empty", String::new()),
+        ("not_toml", "[director\ninterface = eth0\n".into()),
+        ("unknown_key", format!("{HEAD}tapp = \"x\"\ncolour = 1\n")),
+        ("unknown_section", format!("{HEAD}[servce]\n")),
+        ("service_not_a_list", format!("{HEAD}[service]\nname = \"a\"\n")),
+        ("wrong_types", "[director]\ninterface = 5\ntap = [\"a\"]\nworkers = \"1\"\n".into()),
+        (
+            "later",
+            format!(
+                "{HEAD}workers = 4\ncapture = \"bridge\"\nannounce = \"route\"\nio = \"pol\"\n"
+            ),
+        ),
+        (
+            "director_values",
+            "[director]\ninterface = \"adit0\"\ntap = \"adit0\"\nmax_connections = 10\n\
+             hash_key_file = \"hash.key\"\nmtu = 500\ntap_queue_length = -1\n"
+                .into(),
+        ),
+        ("device_name", "[director]\ninterface = \"a-name-that-is-too-long\"\n".into()),
+        (
+            "tunnel",
+            format!(
+                "{HEAD}[tunnel]\nkind = \"gre\"\nttl = 0\ndf = \"set\"\n\
+                 source = [\"10.0.0.5\", \"10.0.0.6\", \"127.0.0.1\", \"eth0\"]\n"
+            ),
+        ),
+        (
+            "timeouts",
+            format!(
+                "{HEAD}[timeouts]\ntcp_established = \"1s\"\nudp = 30\ntcp_fin = \"soon\"\ntcp_rst = \"1500ms\"\n"
+            ),
+        ),
+        ("limits", format!("{HEAD}[limits]\nemitted_total = 0\nemited_per_client = 5\n")),
+        ("service_empty", format!("{HEAD}[[service]]\n")),
+        (
+            "service_values",
+            format!(
+                "{HEAD}[[service]]\nname = \"a b\"\nvip = \"192.0.2.1/32\"\nport = 0\n\
+                 protocol = \"sctp\"\nscheduler = \"maglv\"\n"
+            ),
+        ),
+        ("vip_multicast", format!("{HEAD}[[service]]\nname=\"a\"\nvip = \"ff02::1\"\nport = 1\n")),
+        ("port_range", two("\"20-10\"", "\"http\"")),
+        ("port_list", two("[80, \"81\"]", "[80, 80]")),
+        ("same_port", two("5432", "5432")),
+        ("ranges_overlap", two("\"10-20\"", "\"20-30\"")),
+        ("lists_overlap", two("[1, 2, 3]", "[3, 4]")),
+        ("two_any", two("\"any\"", "\"any\"")),
+        (
+            "same_name",
+            format!(
+                "{}{}",
+                service(""),
+                "[[service]]\nname = \"db\"\nvip = \"192.0.2.2\"\nport = 1\n"
+            ),
+        ),
+        ("real_empty", service("[[service.real]]\nweigth = 1\n")),
+        ("real_values", service("[[service.real]]\naddress = \"db1.example\"\nweight = 70000\n")),
+        (
+            "real_twice",
+            service(
+                "[[service.real]]\naddress = \"10.0.0.9\"\n[[service.real]]\naddress = \"10.0.0.9\"\n",
+            ),
+        ),
+        ("real_is_vip", service("[[service.real]]\naddress = \"192.0.2.1\"\n")),
+        (
+            "real_is_source",
+            format!(
+                "{}[tunnel]\nsource = [\"10.0.0.9\"]\n",
+                service("[[service.real]]\naddress = \"10.0.0.9\"\n")
+            ),
+        ),
+        ("persistence", service("persistence = { timout = \"1h\", ipv4_prefix = 33 }\n")),
+        (
+            "group_differs",
+            format!(
+                "{}{}",
+                service("persistence = { group = \"g\" }\n"),
+                "[[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nport = 80\n\
+                 persistence = { group = \"g\", timeout = \"1h\" }\n"
+            ),
+        ),
+    ];
+    for (name, text) in cases {
+        let Err(errors) = parse(&text, "adit.toml") else { panic!("{name} was taken:\n{text}") };
+        assert!(!errors.problems().is_empty());
+        insta::with_settings!({ omit_expression => true }, {
+            insta::assert_snapshot!(name, errors.render(RenderStyle::Plain));
+        });
+    }
+}
+
+#[test]
+fn overlaps_of_different_kinds_follow_precedence() {
+    let vip: IpAddr = "192.0.2.1".parse().unwrap();
+    let mut text = HEAD.to_owned();
+    for (name, port) in
+        [("any", "\"any\""), ("range", "\"1000-2000\""), ("list", "[1500, 9]"), ("one", "1500")]
+    {
+        text.push_str(&format!("[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nport = {port}\n"));
+    }
+    let config = ok(&text);
+    for (port, name) in [(1500, "one"), (9, "list"), (1501, "range"), (80, "any")] {
+        let service = config.service_for(vip, port, Protocol::Tcp).unwrap();
+        assert_eq!(service.name, name, "port {port}");
+    }
+    assert!(config.service_for(vip, 80, Protocol::Udp).is_none());
+}
+
+#[test]
+fn common_ports_agree_with_looking_at_each() {
+    let all = [
+        Ports::Exact(5),
+        Ports::Exact(6),
+        Ports::List(vec![1, 5]),
+        Ports::List(vec![2, 6]),
+        Ports::Range(1, 4),
+        Ports::Range(4, 9),
+        Ports::Range(10, 11),
+        Ports::Any,
+    ];
+    for a in &all {
+        for b in &all {
+            let by_hand = (0..=20).any(|p| a.contains(p) && b.contains(p));
+            assert_eq!(a.common(b).is_some(), by_hand, "{a} and {b}");
+            assert!(a.common(b).is_none_or(|p| a.contains(p) && b.contains(p)), "{a} and {b}");
+        }
+    }
+}
+
+#[test]
+fn the_hash_sees_meaning_and_nothing_else() {
+    let base = config_hash(&ok(EXAMPLE));
+    // Comments, order and defaults written out are the same configuration.
+    let same = [
+        format!("# a comment\n{EXAMPLE}"),
+        EXAMPLE.replace("[tunnel]\n", "[tunnel]\nttl = 64\n"),
+        EXAMPLE.replace("port = 5432", "port = [5432]"),
+        EXAMPLE.replace("10.20.0.11\"\nweight = 100", "10.10.0.12\"").replacen(
+            "[[service.real]]\naddress = \"10.10.0.12\"\n",
+            "[[service.real]]\naddress = \"10.20.0.11\"\nweight = 100\n",
+            1,
+        ),
+    ];
+    for text in &same {
+        assert_eq!(config_hash(&ok(text)), base, "{text}");
+    }
+    for (from, to) in [
+        ("port = 5432", "port = 5433"),
+        ("weight = 100", "weight = 101"),
+        ("2h15m", "2h16m"),
+        ("10.20.0.11", "10.20.0.13"),
+        ("\"10m\"", "\"11m\""),
+        ("eth0", "eth1"),
+    ] {
+        let text = EXAMPLE.replace(from, to);
+        assert_ne!(config_hash(&ok(&text)), base, "{from} -> {to}");
+    }
+    // Another interface is another file and the same services.
+    let elsewhere = ok(&EXAMPLE.replace("eth0", "eth1"));
+    assert_eq!(services_hash(&elsewhere.services), services_hash(&ok(EXAMPLE).services));
+}
+
+#[test]
+fn warnings_name_what_is_perhaps_not_meant() {
+    let config = ok(&format!(
+        "{HEAD}[timeouts]\ntcp_established = \"15m\"\n[[service]]\nname = \"db\"\n\
+         vip = \"192.0.2.1\"\nport = 1\n[[service.real]]\naddress = \"10.0.0.1\"\nweight = 0\n"
+    ));
+    let messages: Vec<String> = config.warnings().into_iter().map(|w| w.message).collect();
+    assert_eq!(messages.len(), 3, "{messages:?}");
+    assert!(messages[0].contains("hash_key_file"));
+    assert!(messages[1].contains("weight 0"));
+    assert!(messages[2].contains("tcp_established is 15m"));
+}
+
+#[test]
+fn hostile_texts_are_refused_and_not_fatal() {
+    let deep = format!("a = {}", "[".repeat(10_000));
+    let long = "x".repeat(20 << 20);
+    for text in [deep.as_str(), long.as_str(), "\u{feff}", "\0", "é = \"é", "[director]\r\né"] {
+        assert!(parse(text, "f").is_err());
+    }
+}

@@ -1,0 +1,400 @@
+//! The checked configuration. Every value here has passed the rules of this module's siblings.
+
+use serde::{Serialize, Serializer};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A whole configuration, defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// `[director]`: this host.
+    pub director: Director,
+    /// `[tunnel]`: the outer header.
+    pub tunnel: Tunnel,
+    /// `[limits]`: what the director spends on others.
+    pub limits: Limits,
+    /// `[[service]]`, in the order of their names.
+    pub services: Vec<Service>,
+}
+
+/// This host: its devices and what it may take.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Director {
+    /// Name of the TAP device Adit makes.
+    pub tap: String,
+    /// The interface that faces the clients.
+    pub interface: String,
+    /// TAP queues, a thread each.
+    pub workers: u16,
+    /// How packets for a VIP come to the TAP.
+    pub capture: Capture,
+    /// How the network learns where a VIP is.
+    pub announce: Announce,
+    /// Slots of the flow table.
+    pub max_connections: u32,
+    /// File of the 128-bit key of the placement hash; without one a documented constant is used.
+    pub hash_key_file: Option<PathBuf>,
+    /// How the worker reads the TAP.
+    pub io: IoEngine,
+    /// Directory of what outlives the process.
+    pub state_dir: PathBuf,
+    /// Path of the admin socket.
+    pub socket: PathBuf,
+    /// Frames the kernel queues for the TAP.
+    pub tap_queue_length: u32,
+    /// MTU of the TAP; by default that of `interface`.
+    pub mtu: Option<u16>,
+}
+
+/// How packets for a VIP come to the TAP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Capture {
+    /// Adit routes each VIP to the TAP, with a blackhole route behind.
+    Route,
+    /// The operator brings the packets to the TAP.
+    Manual,
+}
+
+/// How the network learns where a VIP is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Announce {
+    /// Adit answers ARP requests and neighbour solicitations.
+    Arp,
+    /// Somebody else sees to it, such as a static route on the router.
+    None,
+}
+
+/// How the worker reads the TAP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IoEngine {
+    /// The best the kernel offers, found by trying.
+    Auto,
+    /// `IORING_OP_READ_MULTISHOT` into a buffer ring (Linux 6.7).
+    Multishot,
+    /// Poll, then read until nothing is left (any kernel with io_uring).
+    Poll,
+}
+
+/// The outer header.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Tunnel {
+    /// What the outer packet is.
+    pub kind: TunnelKind,
+    /// Outer source towards IPv4 real servers; by default the route's own.
+    pub source_v4: Option<Ipv4Addr>,
+    /// Outer source towards IPv6 real servers; by default the route's own.
+    pub source_v6: Option<Ipv6Addr>,
+    /// Outer TTL or hop limit.
+    pub ttl: u8,
+}
+
+/// What the outer packet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TunnelKind {
+    /// IP directly in IP (RFC 2003, RFC 2473).
+    Ipip,
+}
+
+/// What happens to Don't Fragment on the outer IPv4 header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DontFragment {
+    /// As on the inner packet, so that path MTU discovery works end to end.
+    Copy,
+    /// Never set: for paths that filter the errors that discovery needs.
+    Clear,
+}
+
+/// How long a flow stays without a packet, by its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Timeouts {
+    /// A SYN was seen and nothing else.
+    #[serde(serialize_with = "as_seconds")]
+    pub tcp_half_open: Duration,
+    /// The handshake seems finished, or the flow was derived again after a loss of state.
+    #[serde(serialize_with = "as_seconds")]
+    pub tcp_unproven: Duration,
+    /// The flow has carried data for a while.
+    #[serde(serialize_with = "as_seconds")]
+    pub tcp_established: Duration,
+    /// The client has sent FIN.
+    #[serde(serialize_with = "as_seconds")]
+    pub tcp_fin: Duration,
+    /// The client has sent RST.
+    #[serde(serialize_with = "as_seconds")]
+    pub tcp_rst: Duration,
+    /// Any UDP flow.
+    #[serde(serialize_with = "as_seconds")]
+    pub udp: Duration,
+}
+
+/// What the director spends on others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Limits {
+    /// Packets of its own (ICMP errors, resets, echo replies) per second to one client prefix.
+    pub emitted_per_client: u32,
+    /// Packets of its own per second to everybody.
+    pub emitted_total: u32,
+    /// Fragmented datagrams followed at once.
+    pub fragmented_datagrams: u32,
+}
+
+/// A virtual service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Service {
+    /// Unique name.
+    pub name: String,
+    /// The virtual IP clients talk to.
+    pub vip: IpAddr,
+    /// Which destination ports belong to it.
+    pub ports: Ports,
+    /// Its transport protocol.
+    pub protocol: Protocol,
+    /// How a real server is chosen for a new flow.
+    pub scheduler: Scheduler,
+    /// Whether a client comes back to the same real server.
+    pub persistence: Option<Persistence>,
+    /// Timeouts in force: the service's own, else those of `[timeouts]`.
+    pub timeouts: Timeouts,
+    /// Outer Don't Fragment.
+    pub df: DontFragment,
+    /// Real servers, in the order of their addresses: order in the file means nothing.
+    pub reals: Vec<Real>,
+}
+
+/// Destination ports. Where services overlap, exact wins over list, list over range, range over
+/// any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ports {
+    /// One port.
+    Exact(u16),
+    /// Several, sorted, without duplicates.
+    List(Vec<u16>),
+    /// First and last, both in.
+    Range(u16, u16),
+    /// Every port, 0 too.
+    Any,
+}
+
+/// A transport protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// How a real server is chosen for a new flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheduler {
+    /// Consistent hashing: the same on every director and after every restart.
+    Maglev,
+    /// Weighted round robin.
+    Wrr,
+    /// Round robin; weights other than 0 count alike.
+    Rr,
+}
+
+/// A client comes back to the same real server for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Persistence {
+    /// How long after the last established flow.
+    #[serde(serialize_with = "as_seconds")]
+    pub timeout: Duration,
+    /// Leading bits of an IPv4 client's address that make a client.
+    pub ipv4_prefix: u8,
+    /// Leading bits of an IPv6 client's address that make a client.
+    pub ipv6_prefix: u8,
+    /// Services of one group send a client to one real server; without one, a service is alone.
+    pub group: Option<String>,
+}
+
+/// A real server of one service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Real {
+    /// Where its tunnel ends.
+    pub address: IpAddr,
+    /// Its share of new flows, relative to the others; 0 means drained.
+    pub weight: u16,
+}
+
+/// Something that is allowed and perhaps not meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Warning {
+    /// What was seen.
+    pub message: String,
+    /// What it means and what to do.
+    pub help: String,
+}
+
+impl Config {
+    /// The service that takes a packet to `vip`:`port`, by the precedence of [`Ports`].
+    #[must_use]
+    pub fn service_for(&self, vip: IpAddr, port: u16, protocol: Protocol) -> Option<&Service> {
+        self.services
+            .iter()
+            .filter(|s| s.vip == vip && s.protocol == protocol && s.ports.contains(port))
+            .min_by_key(|s| s.ports.precedence())
+    }
+
+    /// Every VIP once, in order.
+    #[must_use]
+    pub fn vips(&self) -> Vec<IpAddr> {
+        let mut vips: Vec<IpAddr> = self.services.iter().map(|s| s.vip).collect();
+        vips.sort_unstable();
+        vips.dedup();
+        vips
+    }
+
+    /// Every real server's address once, in order.
+    #[must_use]
+    pub fn real_addresses(&self) -> Vec<IpAddr> {
+        let mut all: Vec<IpAddr> =
+            self.services.iter().flat_map(|s| s.reals.iter().map(|r| r.address)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// What is allowed and perhaps not meant.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        let mut warn = |message: String, help: &str| {
+            warnings.push(Warning { message, help: help.to_owned() });
+        };
+        if self.services.is_empty() {
+            warn("no service is configured".to_owned(), "the director starts and forwards nothing");
+        }
+        if self.director.hash_key_file.is_none() {
+            warn(
+                "no `hash_key_file`: the placement hash uses a constant everybody knows".to_owned(),
+                "a client that knows the key can aim all its connections at one real server; \
+                 make a key with: openssl rand -hex 16 > /etc/adit/hash.key",
+            );
+        }
+        for service in &self.services {
+            if service.reals.is_empty() {
+                warn(
+                    format!("service {} has no real server", service.name),
+                    "its packets are dropped, counted as no_real_server",
+                );
+            } else if service.reals.iter().all(|r| r.weight == 0) {
+                warn(
+                    format!("every real server of service {} has weight 0", service.name),
+                    "new connections are dropped, counted as no_real_server",
+                );
+            }
+            let least = Duration::from_secs(2 * 3600 + 4 * 60);
+            if service.protocol == Protocol::Tcp && service.timeouts.tcp_established < least {
+                warn(
+                    format!(
+                        "service {}: tcp_established is {}",
+                        service.name,
+                        humantime::format_duration(service.timeouts.tcp_established)
+                    ),
+                    "RFC 5382 asks for 2h4m at least, as Linux sends its first keepalive after \
+                     2h: idle sessions lose their entry before",
+                );
+            }
+        }
+        warnings
+    }
+}
+
+impl Ports {
+    /// Whether `port` is one of them.
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        match self {
+            Ports::Exact(one) => *one == port,
+            Ports::List(list) => list.binary_search(&port).is_ok(),
+            Ports::Range(first, last) => (*first..=*last).contains(&port),
+            Ports::Any => true,
+        }
+    }
+
+    /// Smaller wins.
+    #[must_use]
+    pub fn precedence(&self) -> u8 {
+        match self {
+            Ports::Exact(_) => 0,
+            Ports::List(_) => 1,
+            Ports::Range(..) => 2,
+            Ports::Any => 3,
+        }
+    }
+
+    /// A port both have, if any.
+    #[must_use]
+    pub fn common(&self, other: &Ports) -> Option<u16> {
+        match (self, other) {
+            (Ports::Any, Ports::Any) => Some(0),
+            (Ports::Range(a, b), Ports::Range(c, d)) => {
+                let first = *a.max(c);
+                (first <= *b.min(d)).then_some(first)
+            }
+            (Ports::Exact(port), any) | (any, Ports::Exact(port)) => {
+                any.contains(*port).then_some(*port)
+            }
+            (Ports::List(list), any) | (any, Ports::List(list)) => {
+                list.iter().copied().find(|port| any.contains(*port))
+            }
+            (Ports::Any, Ports::Range(first, _)) | (Ports::Range(first, _), Ports::Any) => {
+                Some(*first)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ports::Exact(port) => write!(f, "{port}"),
+            Ports::List(list) => {
+                let ports: Vec<String> = list.iter().map(u16::to_string).collect();
+                f.write_str(&ports.join(","))
+            }
+            Ports::Range(first, last) => write!(f, "{first}-{last}"),
+            Ports::Any => f.write_str("any"),
+        }
+    }
+}
+
+impl Serialize for Ports {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        })
+    }
+}
+
+impl fmt::Display for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Scheduler::Maglev => "maglev",
+            Scheduler::Wrr => "wrr",
+            Scheduler::Rr => "rr",
+        })
+    }
+}
+
+fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(duration.as_secs())
+}

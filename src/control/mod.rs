@@ -1,0 +1,4 @@
+//! Everything that is not per packet: configuration, the host's routes and firewall, reload,
+//! the admin socket. What it decides reaches the data plane as one immutable snapshot.
+
+pub mod config;
