@@ -1,1 +1,20 @@
-//! Networks of hosts for tests.
+//! Networks of hosts for tests and the demo.
+//!
+//! See `tests/lab/README.md` for a guide with examples.
+
+pub mod agent;
+pub mod binaries;
+pub mod error;
+pub mod host;
+pub mod machine;
+pub mod namespace;
+pub mod root;
+pub mod run;
+pub mod wait;
+
+pub use error::{Context, LabError, Result};
+pub use host::{Host, Process};
+pub use machine::{Kind, Machine, MachineSpec};
+pub use namespace::Namespace;
+pub use run::Run;
+pub use wait::{wait_for, wait_until};
