@@ -1,5 +1,5 @@
 # A guest's own kernel: lay a writable root over the shared one, show the host's files, go on there.
-modprobe -a overlay $lab_modules
+modprobe -a overlay ipv6 $(echo "$lab_modules" | tr , ' ')
 mount -t tmpfs tmpfs /.over
 mkdir /.over/up /.over/work /.over/root
 mount -t overlay overlay -o lowerdir=/,upperdir=/.over/up,workdir=/.over/work /.over/root

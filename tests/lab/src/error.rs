@@ -1,10 +1,11 @@
 //! What can go wrong in the lab, always with what was being done.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
 /// An error of the lab.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 pub enum LabError {
     /// A system call or file operation failed.
     #[error("{what}: {source}")]
@@ -38,6 +39,13 @@ pub enum LabError {
         /// The client library's error.
         source: tokio_postgres::Error,
     },
+}
+
+/// As [`Display`](fmt::Display): tests unwrap, and commands' output is unreadable when escaped.
+impl fmt::Debug for LabError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 /// Result of lab operations.

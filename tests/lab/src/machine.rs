@@ -119,7 +119,7 @@ impl Machine {
         let start = Instant::now();
         let root = debian_root()?;
         let dir = namespace.dir().to_owned();
-        write(&dir.join("boot"), &boot_script(spec, &dir)?)?;
+        write(&dir.join("boot"), &boot_script(spec)?)?;
         let console_path = dir.join("console.log");
         let console =
             File::create(&console_path).context(|| format!("create {}", console_path.display()))?;
@@ -250,10 +250,11 @@ impl Host for Machine {
     }
 }
 
-/// What a machine does once its root is in place; the same for both kinds.
-fn boot_script(spec: &MachineSpec, dir: &Path) -> Result<String> {
+/// What a machine does once its root is in place; the same for both kinds. A line that fails ends
+/// the first process and so the machine, and the boot's error shows the console.
+fn boot_script(spec: &MachineSpec) -> Result<String> {
     let mut script = String::from(
-        "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\nip link set lo up\n\
+        "set -e\nexport PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\nip link set lo up\n\
          sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0\n",
     );
     let management = AGENT.split(':').next().expect("an address");
@@ -276,7 +277,6 @@ fn boot_script(spec: &MachineSpec, dir: &Path) -> Result<String> {
     let _ = writeln!(script, "\n{agent} agent --listen {AGENT} >/lab/agent.log 2>&1 &");
     // The first process takes the children of those that ended, for as long as the machine lives.
     script.push_str("while :; do wait; sleep 3600; done\n");
-    let _ = dir;
     Ok(script)
 }
 

@@ -1,20 +1,32 @@
-//! Machines boot and obey.
+//! The lab's real servers are what tests take them for.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
 
-use adit_lab::{Host, Kind, Machine, MachineSpec, Namespace, Run};
+use adit_lab::postgres::PORT;
+use adit_lab::{Caller, Host, Lab, LabSpec, SERVE_PORT, Session};
 
 #[test]
-fn a_guest_boots_and_runs_commands() {
-    let run = Arc::new(Run::new().unwrap());
-    let wire = Namespace::create(&run, "wire").unwrap();
-    let namespace = Namespace::create(&run, "real1").unwrap();
-    namespace
-        .ip(&format!("link add eth0 type veth peer name real1 netns {}", wire.name()))
-        .unwrap();
-    let machine = Machine::boot(namespace, &MachineSpec::default()).unwrap();
-    assert_eq!(machine.kind(), Kind::Guest);
-    let links = machine.sh("uname -r; ip -br link").unwrap();
-    println!("{:?}\n{links}", machine.boot_time());
-    assert!(links.contains("eth0"), "{links}");
+fn a_real_server_has_tunl0_a_vip_and_a_database() {
+    let lab = Lab::build(LabSpec { reals: [1, 0], ..LabSpec::default() }).unwrap();
+    println!("real servers: {}", lab.real_kind());
+    let real = &lab.reals[0];
+    println!("boot {:?}, ready after {:?}", real.machine().boot_time(), real.ready_after());
+
+    let addresses = real.machine().sh("ip -br addr").unwrap();
+    let on = |device: &str| addresses.lines().find(|line| line.starts_with(device)).unwrap();
+    assert!(on("tunl0").contains("198.51.100.10/32"), "{addresses}");
+    assert!(on("adit-ip6").contains("2001:db8:100::10/128"), "{addresses}");
+
+    for ipv6 in [false, true] {
+        let to = SocketAddr::new(real.address(ipv6), PORT);
+        let session = Session::open(&lab.client, None, to).unwrap();
+        assert_eq!(session.server(), "real1");
+        assert!(real.database_connections().unwrap().contains(&session.source()));
+
+        let caller = Caller::new(&lab.client, SocketAddr::new(real.address(ipv6), SERVE_PORT));
+        assert_eq!(caller.whoami().unwrap(), "real1");
+        assert_eq!(caller.upload(3_000_000, 1).unwrap(), "real1");
+        caller.download(3_000_000, 2).unwrap();
+        assert_eq!(caller.datagram(8000, 3).unwrap(), "real1");
+    }
 }

@@ -1,8 +1,8 @@
 //! The lab's program inside machines: the agent, and services for tests.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
-use adit_lab::agent;
+use adit_lab::{agent, serve};
 use clap::Parser;
 
 #[derive(Parser)]
@@ -13,11 +13,24 @@ enum Task {
         #[arg(long)]
         listen: SocketAddr,
     },
+    /// Serve bytes to tests.
+    Serve {
+        /// Name to answer with.
+        #[arg(long)]
+        name: String,
+        /// Port, TCP and UDP.
+        #[arg(long)]
+        port: u16,
+        /// Addresses that answer datagrams.
+        #[arg(long)]
+        udp: Vec<IpAddr>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Agent { listen } => agent::serve(listen)?,
+        Task::Serve { name, port, udp } => serve::serve(&name, port, &udp)?,
     }
     Ok(())
 }

@@ -1,0 +1,204 @@
+//! Real servers: machines with `tunl0`, the VIPs, and a database.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::agent::AGENT;
+use crate::binaries;
+use crate::error::{Context, LabError, Result};
+use crate::host::{Host, Process};
+use crate::machine::{Kind, Machine, MachineSpec};
+use crate::namespace::Namespace;
+use crate::network::{Segment, address_lines};
+use crate::postgres;
+use crate::run::Run;
+use crate::wait::wait_for;
+
+/// Port of [`RealServer`]'s byte services, TCP and UDP; see [`crate::serve`].
+pub const SERVE_PORT: u16 = 7000;
+
+/// Limit for a database to answer after its machine's boot.
+const DATABASE: Duration = Duration::from_secs(60);
+
+/// A real server to boot.
+#[derive(Clone, Debug)]
+pub struct RealServerSpec {
+    /// Name; the database and the byte services say it.
+    pub name: String,
+    /// On which kernel.
+    pub kind: Kind,
+    /// Own addresses with prefix lengths, IPv4 first.
+    pub addresses: Vec<String>,
+    /// Default gateways, one per IP version.
+    pub gateways: Vec<IpAddr>,
+    /// VIPs to serve: IPv4 ones come in IPv4, IPv6 ones in IPv6.
+    pub vips: Vec<IpAddr>,
+    /// MTU of the path from the director, which clamps segments; 0 leaves them alone.
+    pub path_mtu: u16,
+    /// Start a PostgreSQL on port 5432?
+    pub postgres: bool,
+}
+
+/// A running real server.
+#[derive(Debug)]
+pub struct RealServer {
+    spec: RealServerSpec,
+    machine: Machine,
+    ready_after: Duration,
+    _serve: Process,
+}
+
+impl RealServer {
+    /// Boots a real server on a segment and waits until its database answers and the VIPs are
+    /// on its tunnel devices.
+    ///
+    /// # Errors
+    /// When one of these does not come up.
+    #[allow(clippy::disallowed_methods, reason = "boot times are reported")]
+    pub fn boot(run: &Arc<Run>, segment: &Segment, spec: RealServerSpec) -> Result<Self> {
+        let start = Instant::now();
+        let namespace = Namespace::create(run, &spec.name)?;
+        segment.plug(&namespace, "eth0")?;
+        let machine_spec =
+            MachineSpec { kind: spec.kind, setup: setup(&spec), ..MachineSpec::default() };
+        let machine = Machine::boot(namespace, &machine_spec)?;
+        apply(&machine, &spec)?;
+        let serve = start_serve(&machine, &spec)?;
+        if spec.postgres {
+            wait_for_database(&machine)?;
+        }
+        Ok(Self { spec, machine, ready_after: start.elapsed(), _serve: serve })
+    }
+
+    /// Name, as the database and the byte services say it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// Own address of the given IP version (RIP).
+    ///
+    /// # Panics
+    /// When the specification has none of that version.
+    #[must_use]
+    pub fn address(&self, ipv6: bool) -> IpAddr {
+        self.spec
+            .addresses
+            .iter()
+            .filter_map(|text| text.split('/').next()?.parse::<IpAddr>().ok())
+            .find(|address| address.is_ipv6() == ipv6)
+            .expect("the specification has an address of this version")
+    }
+
+    /// The machine it runs on.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// Time from the start until everything answered.
+    #[must_use]
+    pub fn ready_after(&self) -> Duration {
+        self.ready_after
+    }
+
+    /// Where the database's connections came from, by its own log, in their order.
+    ///
+    /// # Errors
+    /// When there is no log.
+    pub fn database_connections(&self) -> Result<Vec<SocketAddr>> {
+        let path = self.machine.namespace().dir().join("postgresql.log");
+        let log = fs::read(&path).context(|| format!("read {}", path.display()))?;
+        let log = String::from_utf8_lossy(&log).into_owned();
+        Ok(log.lines().filter_map(logged_connection).collect())
+    }
+}
+
+/// `… LOG:  connection received: host=10.1.0.10 port=40001`, with `log_connections` on.
+fn logged_connection(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("connection received: host=")?;
+    let (host, port) = rest.split_once(" port=")?;
+    Some(SocketAddr::new(host.parse().ok()?, port.trim().parse().ok()?))
+}
+
+/// What the machine does by itself at boot: addresses, routes, the database.
+fn setup(spec: &RealServerSpec) -> String {
+    let own: Vec<&str> = spec.addresses.iter().map(String::as_str).collect();
+    let mut lines = String::from("ip -batch - <<END\n");
+    lines.push_str(&address_lines("eth0", &own));
+    for gateway in &spec.gateways {
+        let _ = writeln!(lines, "route add default via {gateway} dev eth0");
+    }
+    lines.push_str("END\n");
+    if spec.postgres {
+        let _ = write!(
+            lines,
+            "data=/var/lib/postgresql/lab\n\
+             mkdir /run/postgresql && chown postgres /run/postgresql\n\
+             printf 'host all all 0.0.0.0/0 trust\\nhost all all ::/0 trust\\n' >>$data/pg_hba.conf\n\
+             setpriv --reuid postgres --regid postgres --init-groups \
+             /usr/lib/postgresql/15/bin/postgres -D $data -c cluster_name={} \
+             -c listen_addresses='*' -c log_connections=on -c log_disconnections=on \
+             -c max_connections=1100 -c shared_buffers=16MB -c fsync=off -c autovacuum=off \
+             -c max_wal_senders=0 -c wal_level=minimal >/lab/postgresql.log 2>&1 &\n",
+            spec.name
+        );
+    }
+    lines
+}
+
+/// Has the project's own tool make the machine a real server.
+fn apply(machine: &Machine, spec: &RealServerSpec) -> Result<()> {
+    let program = machine.program(&binaries::realserver()?)?;
+    for (version, ipv6) in [("ipv4", false), ("ipv6", true)] {
+        let vips: Vec<_> = spec
+            .vips
+            .iter()
+            .filter(|vip| vip.is_ipv6() == ipv6)
+            .flat_map(|vip| ["--vip".to_owned(), vip.to_string()])
+            .collect();
+        if vips.is_empty() {
+            continue;
+        }
+        let mtu = spec.path_mtu.to_string();
+        let mut argv: Vec<&str> = program.iter().map(String::as_str).collect();
+        argv.extend(["apply", "--json", "--outer", version, "--path-mtu", &mtu]);
+        argv.extend(vips.iter().map(String::as_str));
+        machine.run(&argv)?;
+    }
+    Ok(())
+}
+
+fn start_serve(machine: &Machine, spec: &RealServerSpec) -> Result<Process> {
+    let program = machine.program(&binaries::lab_guest()?)?;
+    let port = SERVE_PORT.to_string();
+    let own = spec.addresses.iter().filter_map(|text| text.split('/').next()).map(str::to_owned);
+    let addresses: Vec<_> = own.chain(spec.vips.iter().map(ToString::to_string)).collect();
+    let mut argv: Vec<&str> = program.iter().map(String::as_str).collect();
+    argv.extend(["serve", "--name", &spec.name, "--port", &port]);
+    argv.extend(addresses.iter().flat_map(|address| ["--udp", address]));
+    machine.start("serve", &argv)
+}
+
+fn wait_for_database(machine: &Machine) -> Result<()> {
+    let mut address: SocketAddr = AGENT.parse().expect("a constant");
+    address.set_port(postgres::PORT);
+    let what = format!("database of {}", machine.label());
+    let mut last = None;
+    wait_for(DATABASE, &what, || {
+        match postgres::Session::open(machine.namespace(), None, address) {
+            Ok(_) => Some(()),
+            Err(error) => {
+                last = Some(error);
+                None
+            }
+        }
+    })
+    .map_err(|timeout| match last {
+        Some(error) => LabError::failed(what, error.to_string()),
+        None => timeout,
+    })
+}
