@@ -4,19 +4,26 @@
 
 pub mod agent;
 pub mod binaries;
+pub mod director;
 pub mod error;
 pub mod host;
+pub mod io;
 pub mod machine;
 pub mod namespace;
+pub mod neighbour;
 pub mod network;
+pub mod packet;
 pub mod postgres;
+pub mod ptp;
 pub mod realserver;
 pub mod root;
 pub mod run;
 pub mod serve;
+pub mod sniffer;
 pub mod topology;
 pub mod wait;
 
+pub use director::{Config, Director, Service};
 pub use error::{Context, LabError, Result};
 pub use host::{Host, Process};
 pub use machine::{Kind, Machine, MachineSpec};
@@ -26,5 +33,6 @@ pub use postgres::Session;
 pub use realserver::{RealServer, RealServerSpec, SERVE_PORT};
 pub use run::Run;
 pub use serve::Caller;
+pub use sniffer::{Frame, RawSender, Sniffer};
 pub use topology::{Lab, LabSpec};
 pub use wait::{wait_for, wait_until};

@@ -18,12 +18,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::error::Result;
 use crate::host::Host;
 use crate::machine::{Kind, Machine, MachineSpec};
 use crate::namespace::Namespace;
 use crate::network::{Segment, address_lines, addresses, make_router, wire};
+use crate::ptp::PointToPoint;
 use crate::realserver::{RealServer, RealServerSpec};
 use crate::run::Run;
 
@@ -58,6 +60,9 @@ pub struct LabSpec {
     pub real_kind: Option<Kind>,
     /// Where the director lives: a namespace, or a guest with an older kernel.
     pub director: Kind,
+    /// Are the director's links to the data centres point-to-point TUN devices instead of
+    /// Ethernet? Only for a director in a namespace.
+    pub tun_egress: bool,
     /// MTU in bytes of the hop behind the router of each data centre: 1500, or less.
     pub hop_mtu: [u16; 2],
     /// MTU that real servers clamp TCP segments for; 0 leaves the path's MTU to ICMP.
@@ -73,6 +78,7 @@ impl Default for LabSpec {
             postgres: true,
             real_kind: None,
             director: Kind::Namespace,
+            tun_egress: false,
             hop_mtu: [1500, 1500],
             clamp_mtu: 0,
             vips: vec![VIP, VIP6],
@@ -81,7 +87,6 @@ impl Default for LabSpec {
 }
 
 /// Hosts and networks that are up. All of it goes away with this value.
-#[derive(Debug)]
 pub struct Lab {
     /// The real servers, those of the first data centre first.
     pub reals: Vec<RealServer>,
@@ -97,16 +102,14 @@ pub struct Lab {
     pub clients: Segment,
     /// Ethernet segment between r0 and the director, where the VIPs are on link.
     pub edge: Segment,
-    director: DirectorHost,
+    director: Arc<dyn Host>,
+    /// Carries the packets of point-to-point links.
+    _links: Vec<PointToPoint>,
+    /// Number of the next real server.
+    next_real: AtomicUsize,
     spec: LabSpec,
     real_kind: Kind,
     run: Arc<Run>,
-}
-
-#[derive(Debug)]
-enum DirectorHost {
-    Namespace(Namespace),
-    Machine(Box<Machine>),
 }
 
 impl Lab {
@@ -131,8 +134,12 @@ impl Lab {
 
         let director = Namespace::create(&run, "director")?;
         edge.plug(&director, "eth0")?;
-        let dc_routers =
-            [add_dc_router(&run, &r0, &director, 1)?, add_dc_router(&run, &r0, &director, 2)?];
+        let mut links = Vec::new();
+        let ptp = spec.tun_egress;
+        let dc_routers = [
+            add_dc_router(&run, &r0, &director, 1, ptp, &mut links)?,
+            add_dc_router(&run, &r0, &director, 2, ptp, &mut links)?,
+        ];
         let dcs = [
             add_dc(&dc_routers[0], 20, spec.hop_mtu[0])?,
             add_dc(&dc_routers[1], 30, spec.hop_mtu[1])?,
@@ -158,6 +165,8 @@ impl Lab {
             clients,
             edge,
             director,
+            _links: links,
+            next_real: AtomicUsize::new(1 + spec.reals.iter().sum::<usize>()),
             spec,
             real_kind,
             run,
@@ -166,10 +175,18 @@ impl Lab {
 
     /// The host of the director.
     #[must_use]
-    pub fn director(&self) -> &dyn Host {
-        match &self.director {
-            DirectorHost::Namespace(host) => host,
-            DirectorHost::Machine(host) => host.as_ref(),
+    pub fn director(&self) -> Arc<dyn Host> {
+        Arc::clone(&self.director)
+    }
+
+    /// The director's device towards a data centre (0 or 1).
+    #[must_use]
+    pub fn egress_device(&self, dc: usize) -> &'static str {
+        match (self.spec.tun_egress, dc) {
+            (true, 0) => "ptp1",
+            (true, _) => "ptp2",
+            (false, 0) => "eth1",
+            (false, _) => "eth2",
         }
     }
 
@@ -193,15 +210,15 @@ impl Lab {
         add_client(&self.run, &self.clients, &format!("client{number}"), number)
     }
 
-    /// Boots one more real server in a data centre (0 or 1).
+    /// Boots one more real server in a data centre (0 or 1); the caller keeps it.
     ///
     /// # Errors
     /// When it does not come up.
-    pub fn add_real(&mut self, dc: usize) -> Result<&RealServer> {
-        let number = self.reals.len() + 1;
-        let spec = real_server(&self.spec, self.real_kind, dc, number, 10 + number);
-        self.reals.push(RealServer::boot(&self.run, &self.dcs[dc], spec)?);
-        Ok(self.reals.last().expect("just pushed"))
+    pub fn boot_real(&self, dc: usize) -> Result<RealServer> {
+        let number = self.next_real.fetch_add(1, Ordering::Relaxed);
+        // Past the addresses of those that were there from the start.
+        let spec = real_server(&self.spec, self.real_kind, dc, number, 100 + number);
+        RealServer::boot(&self.run, &self.dcs[dc], spec)
     }
 
     /// The real server of that name.
@@ -247,10 +264,17 @@ fn add_dc_router(
     r0: &Namespace,
     director: &Namespace,
     number: usize,
+    point_to_point: bool,
+    links: &mut Vec<PointToPoint>,
 ) -> Result<Namespace> {
     let router = Namespace::create(run, &format!("r{number}"))?;
     make_router(&router)?;
-    wire(director, &format!("eth{number}"), &router, "director")?;
+    if point_to_point {
+        let device = format!("ptp{number}");
+        links.push(PointToPoint::create(director, &device, &router, "director")?);
+    } else {
+        wire(director, &format!("eth{number}"), &router, "director")?;
+    }
     addresses(
         &router,
         "director",
@@ -284,7 +308,7 @@ fn add_dc(router: &Namespace, net: u8, hop_mtu: u16) -> Result<Segment> {
     if hop_mtu < 1500 {
         router.ip(&format!(
             "route replace 10.{net}.0.0/24 dev dc mtu lock {hop_mtu}\n\
-             -6 route replace fd00:{net}::/64 dev dc mtu lock {hop_mtu} metric 1"
+             route replace fd00:{net}::/64 dev dc mtu lock {hop_mtu} metric 1"
         ))?;
     }
     Ok(segment)
@@ -325,11 +349,12 @@ fn real_server(
 }
 
 /// Addresses, routes and firewall of the director.
-fn director_host(namespace: Namespace, spec: &LabSpec) -> Result<DirectorHost> {
+fn director_host(namespace: Namespace, spec: &LabSpec) -> Result<Arc<dyn Host>> {
     let mut lines = address_lines("eth0", &["10.2.0.5/24", "fd00:2::5/64"]);
     for number in 1..=2 {
+        let device = if spec.tun_egress { "ptp" } else { "eth" };
         lines.push_str(&address_lines(
-            &format!("eth{number}"),
+            &format!("{device}{number}"),
             &[&format!("10.3.{number}.5/24"), &format!("fd00:3{number}::5/64")],
         ));
     }
@@ -343,7 +368,7 @@ fn director_host(namespace: Namespace, spec: &LabSpec) -> Result<DirectorHost> {
             make_router(&namespace)?;
             namespace.ip(&lines)?;
             namespace.nft(&firewall(&spec.vips))?;
-            Ok(DirectorHost::Namespace(namespace))
+            Ok(Arc::new(namespace))
         }
         Kind::Guest => {
             let machine = Machine::boot(
@@ -359,7 +384,7 @@ fn director_host(namespace: Namespace, spec: &LabSpec) -> Result<DirectorHost> {
                     ..MachineSpec::default()
                 },
             )?;
-            Ok(DirectorHost::Machine(Box::new(machine)))
+            Ok(Arc::new(machine))
         }
     }
 }
