@@ -3,5 +3,6 @@
 //! Architecture invariants: nothing in here does I/O, reads a clock, draws randomness or
 //! allocates after construction, and nothing in here imports `crate::io` or `crate::control`.
 
+pub mod conntrack;
 pub mod ids;
 pub mod time;

@@ -1,0 +1,349 @@
+//! The flow table of one worker: fixed capacity, outlives the process, never evicts an established
+//! flow for another.
+//!
+//! Flows live in [`Slot`]s of the region. Everything else (hash index, age lists, free list) is
+//! private to the process and rebuilt by adoption. A hit touches one line of the index and one slot.
+
+mod adopt;
+mod ages;
+mod index;
+mod key;
+mod slot;
+mod state;
+mod sweep;
+#[cfg(test)]
+mod tests;
+
+pub use adopt::{AdoptionReport, Rejection};
+pub use key::{FlowHasher, FlowKey};
+pub use slot::{FlowRecord, SLOT_FORMAT, Slot, SlotError};
+pub use state::{Class, Observation, Observed, Progress, TcpSegment, Ticks, Timeouts};
+pub use sweep::SWEEP_BUDGET;
+
+use ages::{Ages, EVICTION_ORDER, List};
+use index::Index;
+
+use crate::dataplane::{
+    ids::{DestinationId, RealId},
+    time::Time,
+};
+
+/// A flow found in the table. Valid until the table's next `insert`, `remove` or `sweep`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FlowRef(u32);
+
+/// A flow to be entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewFlow {
+    /// Identity.
+    pub key: FlowKey,
+    /// Where it goes.
+    pub real: RealId,
+    /// The same in this process's configuration.
+    pub destination: DestinationId,
+    /// Met in its middle and sent to a guessed real server.
+    pub rederived: bool,
+}
+
+/// A flow was entered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Inserted {
+    /// The new flow.
+    pub flow: FlowRef,
+    /// Its class.
+    pub class: Class,
+    /// The flow that had to go for it: an earlier one with the same key, or one that was evicted.
+    pub ended: Option<Ended>,
+}
+
+/// A flow left the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// What it was.
+    pub record: FlowRecord,
+    /// Why it went.
+    pub reason: EndReason,
+}
+
+/// Why a flow left the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndReason {
+    /// Idle for longer than its class allows.
+    Expired,
+    /// The table was full and the flow was the oldest of the least proven.
+    Evicted,
+    /// A new flow with the same key took its place.
+    Replaced,
+    /// Taken out by name.
+    Removed,
+}
+
+/// Every slot holds an established flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("flow table is full of established flows")]
+pub struct TableFull;
+
+/// Flows in the table by class, expired ones included until they are swept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassCounts([u32; 5]);
+
+impl ClassCounts {
+    /// Flows of one class.
+    pub const fn of(&self, class: Class) -> u32 {
+        self.0[class as usize - 1]
+    }
+
+    /// Flows of all classes.
+    pub fn total(&self) -> u32 {
+        self.0.iter().sum()
+    }
+
+    fn add(&mut self, class: Class) {
+        self.0[class as usize - 1] += 1;
+    }
+
+    fn take(&mut self, class: Class) {
+        self.0[class as usize - 1] -= 1;
+    }
+}
+
+/// Memory of a table, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableMemory {
+    /// In the region.
+    pub slots: usize,
+    /// Private: the hash index.
+    pub index: usize,
+    /// Private: age lists and free list.
+    pub links: usize,
+}
+
+impl TableMemory {
+    /// All of it.
+    pub const fn total(&self) -> usize {
+        self.slots + self.index + self.links
+    }
+}
+
+/// What a table of `capacity` flows takes.
+pub fn memory_for(capacity: usize) -> TableMemory {
+    TableMemory {
+        slots: capacity * size_of::<Slot>(),
+        index: Index::memory_for(capacity),
+        links: Ages::memory_for(capacity),
+    }
+}
+
+/// The flows of one worker.
+pub struct FlowTable<S> {
+    slots: S,
+    hasher: FlowHasher,
+    index: Index,
+    ages: Ages,
+    counts: ClassCounts,
+    /// Where the sweep goes on.
+    hand: u32,
+}
+
+impl<S: AsRef<[Slot]>> FlowTable<S> {
+    /// An empty table over `slots`, whatever they held. `seed` is random, drawn by the caller.
+    ///
+    /// # Panics
+    /// When there are 2³² slots or more; the config is bounded far below.
+    pub fn new(slots: S, seed: [u64; 4]) -> Self {
+        let mut table = Self::bare(slots, seed);
+        for number in 0..table.count() {
+            table.slot(number).clear();
+            table.ages.push(List::Free, number);
+        }
+        table
+    }
+
+    /// A table that knows of no slot yet, neither free nor occupied.
+    fn bare(slots: S, seed: [u64; 4]) -> Self {
+        let capacity = slots.as_ref().len();
+        Self {
+            slots,
+            hasher: FlowHasher::new(seed),
+            index: Index::new(capacity),
+            ages: Ages::new(capacity),
+            counts: ClassCounts::default(),
+            hand: 0,
+        }
+    }
+
+    fn count(&self) -> u32 {
+        u32::try_from(self.capacity()).expect("max_connections is bounded below 2^32")
+    }
+
+    /// Number of flows it can hold.
+    pub fn capacity(&self) -> usize {
+        self.slots.as_ref().len()
+    }
+
+    /// Flows by class.
+    pub fn counts(&self) -> ClassCounts {
+        self.counts
+    }
+
+    #[inline]
+    fn slot(&self, number: u32) -> &Slot {
+        &self.slots.as_ref()[number as usize]
+    }
+
+    fn hash_of(&self, number: u32) -> u64 {
+        let (key, protocol) = self.slot(number).key_words();
+        self.hasher.hash(key, protocol)
+    }
+
+    #[inline]
+    fn find(&self, key: &FlowKey) -> (u64, Option<u32>) {
+        let words = key.words();
+        let hash = self.hasher.hash(words, key.protocol);
+        let slots = self.slots.as_ref();
+        let found = self.index.find(hash, |slot| slots[slot as usize].holds(words, key.protocol));
+        (hash, found)
+    }
+
+    /// The flow with this key, unless it is absent or has expired.
+    #[inline]
+    pub fn lookup(&self, now: Time, key: &FlowKey) -> Option<FlowRef> {
+        let (_, found) = self.find(key);
+        found.filter(|&slot| !self.slot(slot).is_expired(Ticks::at(now))).map(FlowRef)
+    }
+
+    /// Where a flow goes.
+    #[inline]
+    pub fn real(&self, flow: FlowRef) -> RealId {
+        self.slot(flow.0).real()
+    }
+
+    /// Where a flow goes, in this process's configuration.
+    #[inline]
+    pub fn destination(&self, flow: FlowRef) -> DestinationId {
+        self.slot(flow.0).destination()
+    }
+
+    /// All that is known of a flow.
+    pub fn record(&self, flow: FlowRef) -> FlowRecord {
+        self.slot(flow.0).record()
+    }
+
+    /// Tells the table of a packet of a flow: its age, sequence and class follow.
+    #[inline]
+    pub fn observe(
+        &mut self,
+        flow: FlowRef,
+        now: Time,
+        timeouts: &Timeouts,
+        observation: &Observation,
+    ) -> Observed {
+        let slot = self.slot(flow.0);
+        let mut progress = slot.progress();
+        let before = (progress.class, progress.proven);
+        let observed = progress.observe(now, timeouts, observation);
+        slot.write_progress(&progress);
+        if let Observed::Moved { from, to } = observed {
+            self.relist(flow.0, list_of(before.0, before.1), list_of(to, progress.proven));
+            self.counts.take(from);
+            self.counts.add(to);
+        }
+        observed
+    }
+
+    fn relist(&mut self, slot: u32, from: Option<List>, to: Option<List>) {
+        if from == to {
+            return;
+        }
+        if let Some(from) = from {
+            self.ages.unlink(from, slot);
+        }
+        if let Some(to) = to {
+            self.ages.push(to, slot);
+        }
+    }
+
+    /// Enters a flow that begins with `observation`. A flow with the same key is replaced. When
+    /// there is no room, the oldest half-open flow goes, else the oldest unproven, else the oldest
+    /// that is closing.
+    ///
+    /// # Errors
+    /// [`TableFull`] when every flow in the table is established.
+    pub fn insert(
+        &mut self,
+        now: Time,
+        flow: &NewFlow,
+        timeouts: &Timeouts,
+        observation: &Observation,
+    ) -> Result<Inserted, TableFull> {
+        let (hash, same) = self.find(&flow.key);
+        let ended = match same {
+            Some(slot) => Some(self.end(slot, now, EndReason::Replaced)),
+            None if self.ages.oldest(List::Free).is_some() => None,
+            None => {
+                let victim = EVICTION_ORDER.iter().find_map(|&list| self.ages.oldest(list));
+                Some(self.end(victim.ok_or(TableFull)?, now, EndReason::Evicted))
+            }
+        };
+        let record = FlowRecord {
+            key: flow.key,
+            real: flow.real,
+            destination: flow.destination,
+            rederived: flow.rederived,
+            progress: Progress::begin(now, timeouts, observation),
+        };
+        let slot = self.place(hash, &record).ok_or(TableFull)?;
+        Ok(Inserted { flow: FlowRef(slot), class: record.progress.class, ended })
+    }
+
+    /// Puts a record whose key is not in the table into a free slot, if there is one.
+    fn place(&mut self, hash: u64, record: &FlowRecord) -> Option<u32> {
+        let slot = self.ages.oldest(List::Free)?;
+        self.ages.unlink(List::Free, slot);
+        self.slot(slot).publish(record);
+        self.index.insert(hash, slot);
+        self.enlist(slot, &record.progress);
+        Some(slot)
+    }
+
+    fn enlist(&mut self, slot: u32, progress: &Progress) {
+        if let Some(list) = list_of(progress.class, progress.proven) {
+            self.ages.push(list, slot);
+        }
+        self.counts.add(progress.class);
+    }
+
+    /// Takes a flow out.
+    pub fn remove(&mut self, flow: FlowRef) -> Ended {
+        self.end(flow.0, Time::ZERO, EndReason::Removed)
+    }
+
+    /// Frees an occupied slot. What had expired by `now` is said to have expired.
+    fn end(&mut self, slot: u32, now: Time, reason: EndReason) -> Ended {
+        let record = self.slot(slot).record();
+        let reason =
+            if record.progress.is_expired(Ticks::at(now)) { EndReason::Expired } else { reason };
+        let was_indexed = self.index.remove(self.hash_of(slot), slot);
+        debug_assert!(was_indexed, "an occupied slot is in the index");
+        if let Some(list) = list_of(record.progress.class, record.progress.proven) {
+            self.ages.unlink(list, slot);
+        }
+        self.counts.take(record.progress.class);
+        self.slot(slot).clear();
+        self.ages.push_oldest(List::Free, slot);
+        Ended { record, reason }
+    }
+}
+
+/// The list in which a flow waits for its eviction. One that never was established stays among the
+/// unproven when it closes: a spoofed FIN must not buy a better place.
+const fn list_of(class: Class, proven: bool) -> Option<List> {
+    match class {
+        Class::HalfOpen => Some(List::HalfOpen),
+        Class::Unproven => Some(List::Unproven),
+        Class::Established => None,
+        Class::ClosingFin | Class::ClosingRst if proven => Some(List::Closing),
+        Class::ClosingFin | Class::ClosingRst => Some(List::Unproven),
+    }
+}
