@@ -2,3 +2,9 @@
 //! the admin socket. What it decides reaches the data plane as one immutable snapshot.
 
 pub mod config;
+pub mod firewall;
+pub mod netlink;
+pub mod runtime;
+
+#[cfg(test)]
+mod testing;

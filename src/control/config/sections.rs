@@ -220,18 +220,19 @@ fn limits(table: Option<Table<'_>>) -> Limits {
     Limits { emitted_per_client: per_client, emitted_total: total, fragmented_datagrams: datagrams }
 }
 
-/// A device name as the kernel takes it (`dev_valid_name`).
+/// A device name. The kernel takes more (`dev_valid_name`), but nobody uses it, and these may be
+/// put into firewall rules as they are.
 fn interface_name(key: &str, text: &str) -> Result<String, (String, String)> {
     let valid = (1..=15).contains(&text.len())
         && text != "."
         && text != ".."
-        && text.chars().all(|c| c.is_ascii_graphic() && c != '/' && c != ':');
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.@+".contains(c));
     if valid {
         return Ok(text.to_owned());
     }
     Err((
         format!("`{key}` = \"{text}\" is not a device name"),
-        "1 to 15 letters, digits or signs, without spaces, `/` and `:`".to_owned(),
+        "1 to 15 letters, digits, `-`, `_`, `.`, `@` or `+`".to_owned(),
     ))
 }
 

@@ -1,0 +1,98 @@
+//! Network devices.
+
+use super::{Netlink, NetlinkError};
+use futures_util::TryStreamExt;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use rtnetlink::LinkUnspec;
+
+/// A device as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Its number in this network namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Largest packet, without the link header.
+    pub mtu: u32,
+    /// Whether frames have Ethernet headers (ARPHRD_ETHER).
+    pub ethernet: bool,
+    /// Its own address, where it is Ethernet.
+    pub mac: Option<[u8; 6]>,
+    /// Whether it is set up.
+    pub up: bool,
+}
+
+impl Netlink {
+    /// The device of that name; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn link_by_name(&self, name: &str) -> Result<Option<Link>, NetlinkError> {
+        let request = self.handle.link().get().match_name(name.to_owned());
+        let answer = request.execute().try_next().await;
+        found(answer, || format!("cannot look up the device {name}"))
+    }
+
+    /// The device of that number; `None` when there is none.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
+        let answer = self.handle.link().get().match_index(index).execute().try_next().await;
+        found(answer, || format!("cannot look up the device with index {index}"))
+    }
+
+    /// Sets MTU and queue length of a device and takes it up.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_up_link(
+        &self,
+        index: u32,
+        mtu: u32,
+        queue_length: u32,
+    ) -> Result<(), NetlinkError> {
+        let message = LinkUnspec::new_with_index(index)
+            .mtu(mtu)
+            .append_extra_attribute(LinkAttribute::TxQueueLen(queue_length))
+            .up()
+            .build();
+        self.handle.link().set(message).execute().await.map_err(|error| {
+            NetlinkError::request(format!("cannot set the MTU of device {index} to {mtu}"), error)
+        })
+    }
+}
+
+fn found(
+    answer: Result<Option<LinkMessage>, rtnetlink::Error>,
+    what: impl Fn() -> String,
+) -> Result<Option<Link>, NetlinkError> {
+    match answer {
+        Ok(message) => Ok(message.as_ref().map(link)),
+        Err(error) => {
+            let error = NetlinkError::request(what(), error);
+            if error.errno() == Some(libc::ENODEV) { Ok(None) } else { Err(error) }
+        }
+    }
+}
+
+pub(super) fn link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mtu: 0,
+        ethernet: message.header.link_layer_type == LinkLayerType::Ether,
+        mac: None,
+        up: message.header.flags.contains(LinkFlags::Up),
+    };
+    for attribute in &message.attributes {
+        if let LinkAttribute::IfName(name) = attribute {
+            link.name.clone_from(name);
+        } else if let LinkAttribute::Mtu(mtu) = attribute {
+            link.mtu = *mtu;
+        } else if let LinkAttribute::Address(address) = attribute {
+            link.mac = address.as_slice().try_into().ok();
+        }
+    }
+    link
+}

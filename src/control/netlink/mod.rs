@@ -1,0 +1,64 @@
+//! What the host's kernel knows about links, routes, neighbours and IPsec policies, and the few
+//! routes Adit adds.
+
+pub mod egress;
+pub mod links;
+pub mod neighbours;
+pub mod routes;
+pub mod vip_routes;
+pub mod watch;
+pub mod xfrm;
+
+use crate::control::runtime;
+use std::io;
+
+/// Why the kernel did not do or say what was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {source}")]
+pub struct NetlinkError {
+    what: String,
+    source: io::Error,
+}
+
+impl NetlinkError {
+    pub(crate) fn new(what: impl Into<String>, source: io::Error) -> Self {
+        NetlinkError { what: what.into(), source }
+    }
+
+    fn request(what: impl Into<String>, error: rtnetlink::Error) -> Self {
+        let source = if let rtnetlink::Error::NetlinkError(message) = error {
+            message.to_io()
+        } else {
+            io::Error::other(error)
+        };
+        NetlinkError { what: what.into(), source }
+    }
+
+    /// The kernel's error number, where it gave one.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        self.source.raw_os_error()
+    }
+}
+
+/// A route netlink socket.
+#[derive(Debug, Clone)]
+pub struct Netlink {
+    handle: rtnetlink::Handle,
+}
+
+impl Netlink {
+    /// Opens a socket in the current network namespace.
+    ///
+    /// # Errors
+    /// When the kernel refuses the socket.
+    pub fn open() -> Result<Self, NetlinkError> {
+        let (connection, handle, _unasked) = rtnetlink::new_connection()
+            .map_err(|source| NetlinkError::new("cannot open a netlink socket", source))?;
+        runtime::spawn(connection);
+        Ok(Netlink { handle })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,233 @@
+//! Against a real kernel, in a namespace of the test's own.
+
+use super::egress::{Egress, FixedSources, KernelReason};
+use super::routes::RouteKind;
+use super::watch::{HostChange, HostWatch};
+use super::xfrm::XfrmPolicies;
+use super::{Netlink, vip_routes::VipRoute};
+use crate::control::runtime;
+use crate::control::testing::{eventually, own_network, run};
+use netlink_sys::AsyncSocketExt;
+use std::net::IpAddr;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// `near` at 10.0.0.1/24 and 2001:db8::1/64, its peer `far` in a second namespace with
+/// 10.0.0.2 and 2001:db8::2.
+struct TwoHosts {
+    /// A process that holds the second namespace open.
+    holder: std::process::Child,
+}
+
+impl TwoHosts {
+    async fn build() -> Self {
+        let holder = std::process::Command::new("unshare")
+            .args(["-n", "sleep", "60"])
+            .stdin(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let hosts = TwoHosts { holder };
+        run("ip link add near type veth peer name far");
+        hosts.give_far().await;
+        run("ip addr add 10.0.0.1/24 dev near");
+        run("ip addr add 2001:db8::1/64 dev near nodad");
+        run("ip link set near up");
+        hosts.far("ip link set far up");
+        hosts.far("ip addr add 10.0.0.2/24 dev far");
+        hosts.far("ip addr add 2001:db8::2/64 dev far nodad");
+        hosts
+    }
+
+    /// `unshare` takes a moment to enter its namespace; until then `far` would stay here.
+    async fn give_far(&self) {
+        let here = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+        let there = format!("/proc/{}/ns/net", self.holder.id());
+        eventually("unshare has its namespace", || async {
+            (std::fs::read_link(&there).unwrap() != here).then_some(())
+        })
+        .await;
+        run(&format!("ip link set far netns {}", self.holder.id()));
+    }
+
+    fn far(&self, command: &str) -> String {
+        run(&format!("nsenter -t {} -n {command}", self.holder.id()))
+    }
+}
+
+impl Drop for TwoHosts {
+    fn drop(&mut self) {
+        // A holder that has ended by itself has nothing left to hold.
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+fn in_runtime(test: impl Future<Output = ()>) {
+    runtime::block_on(test).unwrap();
+}
+
+#[test]
+fn vip_routes_are_made_adopted_and_removed() {
+    if !own_network() {
+        return;
+    }
+    in_runtime(async {
+        run("ip tuntap add dev tap0 mode tap");
+        let netlink = Netlink::open().unwrap();
+        let tap = netlink.link_by_name("tap0").await.unwrap().unwrap();
+        netlink.set_up_link(tap.index, 1450, 2000).await.unwrap();
+        let tap = netlink.link_by_name("tap0").await.unwrap().unwrap();
+        assert_eq!((tap.mtu, tap.up, tap.ethernet), (1450, true, true));
+        assert!(run("ip link show tap0").contains("qlen 2000"));
+
+        let vips = [ip("192.0.2.1"), ip("2001:db8:1::1")];
+        netlink.set_vip_routes(&vips, tap.index).await.unwrap();
+        netlink.set_vip_routes(&vips, tap.index).await.unwrap();
+        let mut present = netlink.vip_routes().await.unwrap();
+        present.sort_unstable();
+        let mut wanted: Vec<VipRoute> =
+            vips.iter().flat_map(|vip| VipRoute::pair(*vip, tap.index)).collect();
+        wanted.sort_unstable();
+        assert_eq!(present, wanted);
+        for vip in vips {
+            let route = netlink.route_to(vip, None).await.unwrap();
+            assert_eq!(route.interface, Some(tap.index), "{vip} {route:?}");
+        }
+
+        // The TAP dies with its process: what is left refuses packets, so nothing loops.
+        run("ip link del tap0");
+        for vip in vips {
+            let route = netlink.route_to(vip, None).await.unwrap();
+            assert_eq!(route.kind, RouteKind::Refused, "{vip} {route:?}");
+        }
+
+        // The next start has another TAP and one VIP less.
+        run("ip tuntap add dev tap0 mode tap");
+        let tap = netlink.link_by_name("tap0").await.unwrap().unwrap();
+        netlink.set_up_link(tap.index, 1500, 2000).await.unwrap();
+        netlink.set_vip_routes(&vips[..1], tap.index).await.unwrap();
+        let present = netlink.vip_routes().await.unwrap();
+        assert_eq!(present.len(), 2, "{present:?}");
+        assert!(present.iter().all(|r| r.vip == vips[0]), "{present:?}");
+
+        netlink.remove_vip_routes(&vips, tap.index).await.unwrap();
+        assert_eq!(netlink.vip_routes().await.unwrap(), []);
+    });
+}
+
+#[test]
+fn a_foreign_route_is_not_replaced() {
+    if !own_network() {
+        return;
+    }
+    in_runtime(async {
+        run("ip tuntap add dev tap0 mode tap");
+        run("ip link set tap0 up");
+        run("ip route add 192.0.2.1/32 dev lo metric 1");
+        let netlink = Netlink::open().unwrap();
+        let tap = netlink.link_by_name("tap0").await.unwrap().unwrap();
+        let error = netlink.set_vip_routes(&[ip("192.0.2.1")], tap.index).await.unwrap_err();
+        assert!(error.to_string().contains("which Adit did not make"), "{error}");
+        assert!(run("ip route show 192.0.2.1").contains("dev lo"));
+        assert_eq!(netlink.link_by_name("nothing").await.unwrap(), None);
+    });
+}
+
+#[test]
+fn egress_follows_neighbours_policies_and_devices() {
+    if !own_network() {
+        return;
+    }
+    in_runtime(async {
+        let hosts = TwoHosts::build().await;
+        run("ip route add 10.20.0.0/16 via 10.0.0.2 mtu 1400");
+        run("ip tuntap add dev tun0 mode tun");
+        run("ip link set tun0 up");
+        run("ip route add 10.30.0.0/16 dev tun0");
+        let netlink = Netlink::open().unwrap();
+        let reals = ["10.20.0.11", "2001:db8::2", "10.30.0.1", "10.99.0.1", "10.0.0.1"].map(ip);
+        let look = || netlink.survey(&reals, FixedSources::default());
+
+        let first = look().await.unwrap();
+        let reason = |i: usize| first.paths[i].egress;
+        assert_eq!(reason(0), Egress::Kernel(KernelReason::Unresolved));
+        assert_eq!(first.paths[0].mtu, 1400);
+        assert_eq!(first.paths[0].source, Some(ip("10.0.0.1")));
+        assert_eq!(first.paths[0].next_hop, Some(ip("10.0.0.2")));
+        assert_eq!(first.paths[1].mtu, 1500);
+        assert_eq!(reason(2), Egress::Kernel(KernelReason::NotEthernet));
+        assert_eq!(reason(3), Egress::Kernel(KernelReason::NoRoute));
+        assert_eq!(reason(4), Egress::Kernel(KernelReason::Local));
+        let hops: Vec<IpAddr> = first.next_hops.iter().map(|(_, hop)| *hop).collect();
+        assert_eq!(hops, [ip("10.0.0.2"), ip("2001:db8::2")]);
+
+        let mut watch = HostWatch::open().unwrap();
+        for key in &first.next_hops {
+            assert!(netlink.keep_neighbour(*key).await.unwrap(), "this kernel manages neighbours");
+        }
+        let heard = async {
+            loop {
+                if let HostChange::Neighbour(key) = watch.changed().await.unwrap() {
+                    return key;
+                }
+            }
+        };
+        let key = tokio::time::timeout(std::time::Duration::from_secs(10), heard).await.unwrap();
+        assert!(first.next_hops.contains(&key), "{key:?}");
+        let direct = |egress: Egress| matches!(egress, Egress::Direct(_));
+        let resolved = eventually("both next hops answer", || async {
+            let survey = look().await.unwrap();
+            survey.paths[..2].iter().all(|p| direct(p.egress)).then_some(survey)
+        })
+        .await;
+        let Egress::Direct(path) = resolved.paths[0].egress else { unreachable!() };
+        let mac = path.next_hop_mac.map(|b| format!("{b:02x}")).join(":");
+        assert!(hosts.far("ip link show far").contains(&mac));
+        assert!(run("ip neigh show 10.0.0.2").contains("managed"));
+
+        netlink.release_neighbour(first.next_hops[0]).await.unwrap();
+        netlink.release_neighbour(first.next_hops[0]).await.unwrap();
+        assert!(!run("ip neigh show 10.0.0.2").contains("managed"));
+        run("ip link set near down");
+        let down = look().await.unwrap();
+        assert!(!direct(down.paths[0].egress), "{down:?}");
+    });
+}
+
+#[test]
+fn an_ipsec_policy_takes_egress_to_the_kernel() {
+    if !own_network() {
+        return;
+    }
+    in_runtime(async {
+        assert_eq!(XfrmPolicies::read().await.unwrap(), XfrmPolicies::default());
+        // The policies' socket alone: links and routes have their own news while hosts are built.
+        let policies = super::xfrm::watch().unwrap();
+        let _hosts = TwoHosts::build().await;
+        run("ip neigh add 10.0.0.2 dev near lladdr 02:00:00:00:00:09");
+        let netlink = Netlink::open().unwrap();
+        let reals = [ip("10.0.0.2")];
+        let look = || async {
+            netlink.survey(&reals, FixedSources::default()).await.unwrap().paths[0].egress
+        };
+        assert!(matches!(look().await, Egress::Direct(_)));
+
+        let policy = "src 0.0.0.0/0 dst 10.0.0.0/24 proto 4 dir out";
+        run(&format!("ip xfrm policy add {policy} tmpl proto esp mode transport"));
+        let ten = std::time::Duration::from_secs(10);
+        tokio::time::timeout(ten, policies.recv_from_full()).await.unwrap().unwrap();
+        assert_eq!(look().await, Egress::Kernel(KernelReason::Ipsec));
+        run(&format!("ip xfrm policy del {policy}"));
+        assert!(matches!(look().await, Egress::Direct(_)));
+
+        // A policy for incoming packets is not in the way.
+        run(
+            "ip xfrm policy add src 0.0.0.0/0 dst 10.0.0.0/24 dir in tmpl proto esp mode transport",
+        );
+        assert!(matches!(look().await, Egress::Direct(_)));
+        run("ip xfrm policy setdefault out block");
+        assert_eq!(look().await, Egress::Kernel(KernelReason::Ipsec));
+    });
+}

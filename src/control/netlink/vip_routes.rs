@@ -1,0 +1,210 @@
+//! The routes that bring a VIP's packets to the TAP, and those behind them.
+//!
+//! Each VIP has two: a host route to the TAP, and a blackhole route with the worst metric. The
+//! first vanishes with the TAP, at whatever moment the director dies; then the second keeps the
+//! host from sending the VIP's packets back to the router they came from, which would return
+//! them, in circles.
+//!
+//! A clean stop removes both. After `kill -9` the blackhole routes stay, and the next start takes
+//! them over, or removes those of VIPs that are no longer configured. Routes of others are never
+//! touched: ours carry a protocol number of their own.
+
+use super::routes::{family, full_length, ip, route_address};
+use super::{Netlink, NetlinkError};
+use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::{
+    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use std::net::IpAddr;
+
+/// `rtm_protocol` of Adit's routes: above 128 the numbers are free for anybody
+/// (`linux/rtnetlink.h`), and this one is in nobody's `rt_protos`.
+pub const ROUTE_PROTOCOL: u8 = 173;
+
+/// Metric of the route to the TAP. IPv6 counts 0 as "not given" (and takes 1024), IPv4 as the
+/// best.
+const TAP_METRIC: u32 = 1;
+/// The worst metric there is.
+const BLACKHOLE_METRIC: u32 = u32::MAX;
+
+/// A route of ours, as found in the main table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VipRoute {
+    /// The VIP it is for.
+    pub vip: IpAddr,
+    /// The TAP it leads to; `None` for the blackhole behind.
+    pub tap: Option<u32>,
+}
+
+impl VipRoute {
+    /// Both routes of a VIP, in the order in which they are made: first the one that is safe
+    /// alone.
+    #[must_use]
+    pub fn pair(vip: IpAddr, tap: u32) -> [VipRoute; 2] {
+        [VipRoute { vip, tap: None }, VipRoute { vip, tap: Some(tap) }]
+    }
+
+    fn message(self) -> RouteMessage {
+        let mut message = RouteMessage::default();
+        message.header = RouteHeader {
+            address_family: family(self.vip),
+            destination_prefix_length: full_length(self.vip),
+            table: RouteHeader::RT_TABLE_MAIN,
+            protocol: RouteProtocol::Other(ROUTE_PROTOCOL),
+            scope: if self.tap.is_some() && self.vip.is_ipv4() {
+                RouteScope::Link
+            } else {
+                RouteScope::Universe
+            },
+            kind: if self.tap.is_some() { RouteType::Unicast } else { RouteType::BlackHole },
+            ..RouteHeader::default()
+        };
+        let metric = if self.tap.is_some() { TAP_METRIC } else { BLACKHOLE_METRIC };
+        message.attributes.push(RouteAttribute::Destination(route_address(self.vip)));
+        message.attributes.push(RouteAttribute::Priority(metric));
+        if let Some(tap) = self.tap {
+            message.attributes.push(RouteAttribute::Oif(tap));
+        }
+        message
+    }
+}
+
+impl Netlink {
+    /// Makes the host's routes those of `vips` to `tap`: adds what is missing and removes what is
+    /// left of VIPs that are gone. Doing it twice is the same as once.
+    ///
+    /// # Errors
+    /// When the kernel refuses a route, or one of somebody else is in its place.
+    pub async fn set_vip_routes(&self, vips: &[IpAddr], tap: u32) -> Result<(), NetlinkError> {
+        let present = self.vip_routes().await?;
+        let wanted: Vec<VipRoute> = vips.iter().flat_map(|vip| VipRoute::pair(*vip, tap)).collect();
+        for route in wanted.iter().filter(|route| !present.contains(route)) {
+            self.add_vip_route(*route).await?;
+        }
+        for route in stale(&present, &wanted, tap) {
+            self.remove_vip_route(route).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes the routes of `vips`, first those to the TAP.
+    ///
+    /// # Errors
+    /// When the kernel refuses; routes that are gone already are no error.
+    pub async fn remove_vip_routes(&self, vips: &[IpAddr], tap: u32) -> Result<(), NetlinkError> {
+        for vip in vips {
+            let [behind, to_tap] = VipRoute::pair(*vip, tap);
+            self.remove_vip_route(to_tap).await?;
+            self.remove_vip_route(behind).await?;
+        }
+        Ok(())
+    }
+
+    /// All routes of ours in the main table.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn vip_routes(&self) -> Result<Vec<VipRoute>, NetlinkError> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut message = RouteMessage::default();
+            message.header.address_family = family;
+            let mut routes = self.handle.route().get(message).execute();
+            loop {
+                match routes.try_next().await {
+                    Ok(Some(message)) => found.extend(ours(&message)),
+                    Ok(None) => break,
+                    Err(error) => {
+                        return Err(NetlinkError::request("cannot list routes", error));
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    async fn add_vip_route(&self, route: VipRoute) -> Result<(), NetlinkError> {
+        let VipRoute { vip, tap } = route;
+        self.handle.route().add(route.message()).execute().await.map_err(|error| {
+            let error = NetlinkError::request(format!("cannot add a route for {vip}"), error);
+            if error.errno() == Some(libc::EEXIST) {
+                let metric = if tap.is_some() { TAP_METRIC } else { BLACKHOLE_METRIC };
+                let what = format!(
+                    "there is a route for {vip} with metric {metric} already, which Adit did not \
+                     make; remove it (ip route show {vip}), or use capture = \"manual\""
+                );
+                return NetlinkError::new(what, std::io::Error::from_raw_os_error(libc::EEXIST));
+            }
+            error
+        })
+    }
+
+    async fn remove_vip_route(&self, route: VipRoute) -> Result<(), NetlinkError> {
+        match self.handle.route().del(route.message()).execute().await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let what = format!("cannot remove the route for {}", route.vip);
+                let error = NetlinkError::request(what, error);
+                // Gone already, alone or with the TAP.
+                match error.errno() {
+                    Some(libc::ESRCH | libc::ENODEV | libc::ENOENT) => Ok(()),
+                    _ => Err(error),
+                }
+            }
+        }
+    }
+}
+
+/// What is left over: our TAP's routes that nobody wants, and blackhole routes of VIPs that are
+/// neither ours nor (a second director on this host) somebody's with a TAP.
+fn stale(present: &[VipRoute], wanted: &[VipRoute], tap: u32) -> Vec<VipRoute> {
+    present
+        .iter()
+        .filter(|route| !wanted.contains(route))
+        .filter(|route| match route.tap {
+            Some(index) => index == tap,
+            None => !present.iter().any(|r| r.vip == route.vip && r.tap.is_some_and(|t| t != tap)),
+        })
+        .copied()
+        .collect()
+}
+
+fn ours(message: &RouteMessage) -> Option<VipRoute> {
+    let header = &message.header;
+    if header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL)
+        || header.table != RouteHeader::RT_TABLE_MAIN
+    {
+        return None;
+    }
+    let mut vip = None;
+    let mut oif = None;
+    for attribute in &message.attributes {
+        if let RouteAttribute::Destination(address) = attribute {
+            vip = ip(address);
+        } else if let RouteAttribute::Oif(index) = attribute {
+            oif = Some(*index);
+        }
+    }
+    // IPv6 shows blackhole routes with the loopback device.
+    let tap = if header.kind == RouteType::BlackHole { None } else { oif };
+    let vip = vip.filter(|vip| full_length(*vip) == header.destination_prefix_length)?;
+    Some(VipRoute { vip, tap })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_ours_and_unwanted_is_stale() {
+        let vip = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let wanted = VipRoute::pair(vip(1), 7);
+        let leftover = VipRoute { vip: vip(2), tap: None };
+        let old = VipRoute { vip: vip(3), tap: Some(7) };
+        let other_director = VipRoute::pair(vip(4), 9);
+        let mut present = vec![wanted[0], wanted[1], leftover, old];
+        present.extend(other_director);
+        assert_eq!(stale(&present, &wanted, 7), [leftover, old]);
+    }
+}
