@@ -4,5 +4,7 @@
 //! allocates after construction, and nothing in here imports `crate::io` or `crate::control`.
 
 pub mod conntrack;
+pub mod hash;
 pub mod ids;
+pub mod scheduler;
 pub mod time;
