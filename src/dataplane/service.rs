@@ -1,0 +1,175 @@
+//! Virtual services and how a packet finds its own: exact port, then range, then any.
+
+use std::{net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+
+use ahash::AHashMap;
+
+use super::{
+    conntrack::Timeouts,
+    ids::{DestinationId, VipId},
+    packet::{Address, protocol},
+    scheduler::{Member, Scheduler},
+};
+
+/// Protocol of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP
+    Tcp,
+    /// UDP
+    Udp,
+}
+
+impl Protocol {
+    /// IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => protocol::TCP,
+            Self::Udp => protocol::UDP,
+        }
+    }
+}
+
+/// Ports of a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ports {
+    /// Named ports, one or more.
+    List(Box<[u16]>),
+    /// A range with both ends.
+    Range(RangeInclusive<u16>),
+    /// Every port that no other service of the VIP and protocol has.
+    Any,
+}
+
+/// What happens to the DF bit on the outer header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DfPolicy {
+    /// As the inner packet's (RFC 2003 §3.1).
+    #[default]
+    Copy,
+    /// Never set, for paths that filter fragmentation-needed messages.
+    Clear,
+}
+
+/// Persistence of a service: flows of one client prefix go to one real server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PersistencePolicy {
+    /// Group whose services share persistence.
+    pub group: u32,
+    /// How long after its last use an entry holds.
+    pub timeout: Duration,
+    /// Prefix length of IPv4 clients.
+    pub ipv4_prefix: u8,
+    /// Prefix length of IPv6 clients.
+    pub ipv6_prefix: u8,
+}
+
+/// One virtual service, as a snapshot holds it.
+pub struct Service {
+    /// Name in the config.
+    pub name: Box<str>,
+    /// Its VIP in the directory.
+    pub vip: VipId,
+    /// The VIP itself.
+    pub address: IpAddr,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// Its ports.
+    pub ports: Ports,
+    /// Chooses among the members.
+    pub scheduler: Arc<dyn Scheduler>,
+    /// Members as the scheduler sees them.
+    pub members: Box<[Member]>,
+    /// Destination of each member, in the order of `members`.
+    pub destinations: Box<[DestinationId]>,
+    /// Persistence, if any.
+    pub persistence: Option<PersistencePolicy>,
+    /// Idle timeouts of its flows.
+    pub timeouts: Timeouts,
+    /// DF on the outer header.
+    pub df: DfPolicy,
+}
+
+impl Service {
+    /// The member with that destination, if it is still configured.
+    pub fn member(&self, destination: DestinationId) -> Option<&Member> {
+        let position = self.destinations.iter().position(|id| *id == destination)?;
+        self.members.get(position)
+    }
+}
+
+/// Services by what packets carry. Built by control, never changed.
+#[derive(Default)]
+pub struct ServiceTable {
+    services: Box<[Service]>,
+    vips: AHashMap<Address, VipId>,
+    exact: AHashMap<(VipId, u8, u16), u32>,
+    ranges: AHashMap<(VipId, u8), Box<[(u16, u16, u32)]>>,
+    any: AHashMap<(VipId, u8), u32>,
+}
+
+impl ServiceTable {
+    /// Indexes `services`; of two that claim the same port the first wins (config refuses that).
+    pub fn new(services: Vec<Service>) -> Self {
+        let mut table = Self::default();
+        let mut ranges: AHashMap<(VipId, u8), Vec<(u16, u16, u32)>> = AHashMap::default();
+        for (index, service) in (0u32..).zip(&services) {
+            let at = (service.vip, service.protocol.number());
+            table.vips.insert(super::packet::address(service.address), service.vip);
+            match &service.ports {
+                Ports::List(ports) => {
+                    for port in ports {
+                        table.exact.entry((at.0, at.1, *port)).or_insert(index);
+                    }
+                }
+                Ports::Range(range) => {
+                    ranges.entry(at).or_default().push((*range.start(), *range.end(), index));
+                }
+                Ports::Any => {
+                    table.any.entry(at).or_insert(index);
+                }
+            }
+        }
+        table.ranges = ranges.into_iter().map(|(at, list)| (at, list.into())).collect();
+        table.services = services.into();
+        table
+    }
+
+    /// Adds VIPs that have no service any more, but still flows: they are answered and forwarded.
+    pub fn keep_vips(&mut self, vips: impl IntoIterator<Item = (Address, VipId)>) {
+        for (address, vip) in vips {
+            self.vips.entry(address).or_insert(vip);
+        }
+    }
+
+    /// The VIP with that address.
+    pub fn vip(&self, address: &Address) -> Option<VipId> {
+        self.vips.get(address).copied()
+    }
+
+    /// Whether a VIP has services or flows here, for ARP and neighbour answers.
+    pub fn vips(&self) -> impl Iterator<Item = (&Address, VipId)> {
+        self.vips.iter().map(|(address, vip)| (address, *vip))
+    }
+
+    /// The service of a packet: exact port before range before any.
+    pub fn find(&self, vip: VipId, protocol: u8, port: u16) -> Option<&Service> {
+        let at = (vip, protocol);
+        let index = self
+            .exact
+            .get(&(vip, protocol, port))
+            .copied()
+            .or_else(|| {
+                let ranges = self.ranges.get(&at)?;
+                ranges.iter().find(|(low, high, _)| (*low..=*high).contains(&port)).map(|r| r.2)
+            })
+            .or_else(|| self.any.get(&at).copied())?;
+        self.services.get(index as usize)
+    }
+
+    /// All services, in config order.
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+}

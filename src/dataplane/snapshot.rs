@@ -1,0 +1,90 @@
+//! What the core is told by control: one immutable snapshot, looked at once per batch.
+
+use adit_tunnel::OuterTemplate;
+
+use super::{
+    conntrack::Timeouts,
+    ids::{DestinationId, RealId, VipId},
+    service::{DfPolicy, PersistencePolicy, ServiceTable},
+    verdict::EgressId,
+};
+
+/// How packets leave for a real server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// Straight onto an Ethernet interface, with this link header.
+    Direct {
+        /// Egress path of the interface.
+        egress: EgressId,
+        /// Destination MAC, source MAC, ethertype.
+        header: [u8; 14],
+    },
+    /// Through the kernel's routing (neighbour unknown, not Ethernet, an IPsec policy).
+    Kernel {
+        /// Egress path of the real server.
+        egress: EgressId,
+    },
+    /// No route now.
+    None,
+}
+
+/// A real server and the way to it.
+#[derive(Clone, Debug)]
+pub struct RealServer {
+    /// Outer header towards it.
+    pub template: OuterTemplate,
+    /// Egress.
+    pub link: Link,
+    /// MTU of the route's first hop: the path MTU's upper bound, bytes of outer packet.
+    pub link_mtu: u16,
+    /// Cookie secrets of the present and the previous epoch.
+    pub cookie_secrets: [u16; 2],
+}
+
+/// One real server in one service: what a known flow needs to be forwarded.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// Real server.
+    pub real: RealId,
+    /// VIP of its service.
+    pub vip: VipId,
+    /// Idle timeouts of its flows.
+    pub timeouts: Timeouts,
+    /// DF on the outer header.
+    pub df: DfPolicy,
+    /// Persistence of its service; `None` also once it was taken out of the config.
+    pub persistence: Option<PersistencePolicy>,
+}
+
+/// The state of the world, as the core sees it.
+#[derive(Default)]
+pub struct Snapshot {
+    /// Counts up with every change.
+    pub generation: u64,
+    /// Services and VIPs.
+    pub services: ServiceTable,
+    /// By [`DestinationId`]; `None` where an id is free, or its flows were cut.
+    pub destinations: Box<[Option<Destination>]>,
+    /// By [`RealId`].
+    pub reals: Box<[Option<RealServer>]>,
+    /// MAC that answers for VIPs on the TAP.
+    pub tap_mac: [u8; 6],
+    /// MAC of the client-facing interface; `None` where Adit does not answer for VIPs there.
+    pub client_mac: Option<[u8; 6]>,
+    /// Whether Adit lowers the inner TTL. In route capture the kernel has done it.
+    pub decrement_hop_limit: bool,
+    /// Whether unknown segments under schedulers that cannot guess are answered by a reset.
+    pub reset_unknown: bool,
+}
+
+impl Snapshot {
+    /// A destination, unless it is gone.
+    pub fn destination(&self, id: DestinationId) -> Option<&Destination> {
+        self.destinations.get(id.index())?.as_ref()
+    }
+
+    /// A real server, unless it is gone.
+    pub fn real(&self, id: RealId) -> Option<&RealServer> {
+        self.reals.get(id.index())?.as_ref()
+    }
+}
