@@ -145,6 +145,10 @@ pub enum Event {
     },
 }
 
+/// Bytes in front of a received frame that the core may write into: the outer header, the headers
+/// of an ICMP error around a quote (48 bytes) and a link header fit with room to spare.
+pub const HEADROOM: usize = 128;
+
 /// A slot of the auxiliary pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ScratchId(pub u32);
@@ -152,9 +156,11 @@ pub struct ScratchId(pub u32);
 /// How an auxiliary output is accounted for when its send completes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Account {
-    /// Its completion decides the fate of one input packet.
-    Input,
-    /// One more output of an input packet that is accounted for by another output.
+    /// Its completion makes one input packet forwarded, or dropped.
+    Forward,
+    /// Its completion makes one input packet replied, or dropped.
+    Reply,
+    /// One more output of an input packet that another output accounts for.
     Extra,
 }
 
