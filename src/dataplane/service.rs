@@ -6,6 +6,7 @@ use ahash::AHashMap;
 
 use super::{
     conntrack::Timeouts,
+    hash::{ClientPrefix, FlowTuple, HashKey, PersistenceGroup, PlacementKey},
     ids::{DestinationId, VipId},
     packet::{Address, protocol},
     scheduler::{Member, Scheduler},
@@ -56,7 +57,7 @@ pub enum DfPolicy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PersistencePolicy {
     /// Group whose services share persistence.
-    pub group: u32,
+    pub group: PersistenceGroup,
     /// How long after its last use an entry holds.
     pub timeout: Duration,
     /// Prefix length of IPv4 clients.
@@ -91,7 +92,25 @@ pub struct Service {
     pub df: DfPolicy,
 }
 
+impl PersistencePolicy {
+    /// The prefix that stands for a client.
+    pub fn prefix(&self, client: IpAddr) -> ClientPrefix {
+        ClientPrefix::new(client, self.ipv4_prefix, self.ipv6_prefix)
+    }
+}
+
 impl Service {
+    /// What decides the placement of a flow of this service: its tuple, or with persistence its
+    /// client's prefix.
+    pub fn placement_key(&self, hash_key: &HashKey, flow: &FlowTuple) -> PlacementKey {
+        match &self.persistence {
+            Some(policy) => {
+                PlacementKey::of_client(hash_key, &policy.prefix(flow.client), policy.group)
+            }
+            None => PlacementKey::of_flow(hash_key, flow),
+        }
+    }
+
     /// The member with that destination, if it is still configured.
     pub fn member(&self, destination: DestinationId) -> Option<&Member> {
         let position = self.destinations.iter().position(|id| *id == destination)?;

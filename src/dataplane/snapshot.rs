@@ -4,6 +4,7 @@ use adit_tunnel::OuterTemplate;
 
 use super::{
     conntrack::Timeouts,
+    hash::HashKey,
     ids::{DestinationId, RealId, VipId},
     service::{DfPolicy, PersistencePolicy, ServiceTable},
     verdict::EgressId,
@@ -57,7 +58,6 @@ pub struct Destination {
 }
 
 /// The state of the world, as the core sees it.
-#[derive(Default)]
 pub struct Snapshot {
     /// Counts up with every change.
     pub generation: u64,
@@ -67,6 +67,8 @@ pub struct Snapshot {
     pub destinations: Box<[Option<Destination>]>,
     /// By [`RealId`].
     pub reals: Box<[Option<RealServer>]>,
+    /// Secret of the placement.
+    pub hash_key: HashKey,
     /// MAC that answers for VIPs on the TAP.
     pub tap_mac: [u8; 6],
     /// MAC of the client-facing interface; `None` where Adit does not answer for VIPs there.
@@ -75,6 +77,23 @@ pub struct Snapshot {
     pub decrement_hop_limit: bool,
     /// Whether unknown segments under schedulers that cannot guess are answered by a reset.
     pub reset_unknown: bool,
+}
+
+impl Default for Snapshot {
+    /// A world without services.
+    fn default() -> Self {
+        Self {
+            generation: 0,
+            services: ServiceTable::default(),
+            destinations: Box::default(),
+            reals: Box::default(),
+            hash_key: HashKey::DEFAULT,
+            tap_mac: [0; 6],
+            client_mac: None,
+            decrement_hop_limit: false,
+            reset_unknown: true,
+        }
+    }
 }
 
 impl Snapshot {

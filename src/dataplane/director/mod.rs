@@ -45,7 +45,6 @@ pub struct Parts<S> {
 /// The pure core of one worker.
 pub struct Director<S> {
     parts: Parts<S>,
-    secret: u64,
 }
 
 /// One call's surroundings: the time, the world and the shell.
@@ -65,5 +64,263 @@ struct Received<'a> {
 impl Received<'_> {
     fn packet(&self) -> &[u8] {
         &self.slot[self.ip.clone()]
+    }
+}
+
+impl<S: AsRef<[Slot]>> Director<S> {
+    /// A director of these parts.
+    pub const fn new(parts: Parts<S>) -> Self {
+        Self { parts }
+    }
+
+    /// Takes one received frame to its verdict. `slot` is the whole slot, with at least
+    /// [`super::verdict::HEADROOM`] bytes in front of `frame`; both are rewritten in place.
+    /// Never fails, never blocks, never allocates.
+    pub fn handle<O: Outlet>(
+        &mut self,
+        now: Time,
+        snapshot: &Snapshot,
+        source: Source,
+        slot: &mut [u8],
+        frame: Range<usize>,
+        outlet: &mut O,
+    ) -> Verdict {
+        self.parts.counters.worker.received.add(1);
+        let mut context = Context { now, snapshot, outlet };
+        let verdict = match source {
+            Source::Tap => self.from_tap(&mut context, slot, frame),
+            Source::Neighbour => self.neighbour(snapshot, snapshot.client_mac, source, slot, frame),
+            Source::OuterError => self.outer_error(&mut context, slot.get(frame).unwrap_or(&[])),
+        };
+        self.account(&verdict);
+        verdict
+    }
+
+    /// Enters a verdict into the ledger.
+    fn account(&self, verdict: &Verdict) {
+        let worker = &self.parts.counters.worker;
+        match verdict {
+            Verdict::Forward { .. } | Verdict::Fragmented | Verdict::Reply { .. } => {
+                worker.in_flight.add(1);
+            }
+            Verdict::Pass => worker.passed.add(1),
+            Verdict::Hold => worker.held.add(1),
+            Verdict::Drop(reason) => self.parts.counters.dropped(*reason).add(1),
+        }
+    }
+
+    /// A send completed. The shell calls this exactly once for each send: for the received slot
+    /// with [`Account::Forward`] or [`Account::Reply`] as the verdict was, for auxiliary slots with
+    /// the account they were sent with.
+    pub fn sent(&mut self, account: Account, result: SendResult) {
+        let counters = &self.parts.counters;
+        let worker = &counters.worker;
+        let lost = match result {
+            SendResult::Sent => None,
+            SendResult::QueueFull => Some(DropReason::EgressFull),
+            SendResult::Failed => Some(DropReason::EgressError),
+        };
+        match (account, lost) {
+            (Account::Extra, None) => worker.output_packets.add(1),
+            (Account::Extra, Some(_)) => worker.output_failed.add(1),
+            (Account::Forward, None) => {
+                worker.in_flight.sub(1);
+                worker.forwarded.add(1);
+                worker.output_packets.add(1);
+            }
+            (Account::Reply, None) => {
+                worker.in_flight.sub(1);
+                worker.replied.add(1);
+            }
+            (Account::Forward | Account::Reply, Some(reason)) => {
+                worker.in_flight.sub(1);
+                counters.dropped(reason).add(1);
+            }
+        }
+    }
+
+    /// A frame from the TAP: link header, then by ethertype.
+    fn from_tap<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        slot: &mut [u8],
+        frame: Range<usize>,
+    ) -> Verdict {
+        let Some(bytes) = slot.get(frame.clone()).filter(|b| b.len() >= packet::ETHERNET_HEADER)
+        else {
+            return Verdict::Drop(DropReason::Truncated);
+        };
+        let ethertype = packet::be16(bytes, 12);
+        let ip = frame.start + packet::ETHERNET_HEADER..frame.end;
+        match (ethertype, slot[ip.clone()].first().map(|byte| byte >> 4)) {
+            (packet::ETHERTYPE_ARP, _) => {
+                let mac = Some(context.snapshot.tap_mac);
+                self.neighbour(context.snapshot, mac, Source::Tap, slot, frame)
+            }
+            (packet::ETHERTYPE_IPV4, Some(4)) | (packet::ETHERTYPE_IPV6, Some(6)) => {
+                match Datagram::parse(&slot[ip.clone()]) {
+                    Ok(datagram) => {
+                        let end = ip.start + datagram.total_len;
+                        let received = Received { slot, frame, ip: ip.start..end };
+                        self.datagram(context, &datagram, received)
+                    }
+                    Err(error) => Verdict::Drop(drop_reason(error)),
+                }
+            }
+            (packet::ETHERTYPE_IPV4 | packet::ETHERTYPE_IPV6, None) => {
+                Verdict::Drop(DropReason::Truncated)
+            }
+            (packet::ETHERTYPE_IPV4 | packet::ETHERTYPE_IPV6, Some(_)) => {
+                Verdict::Drop(DropReason::Malformed)
+            }
+            _ => Verdict::Drop(DropReason::NotIp),
+        }
+    }
+
+    /// A well-formed IP packet from the TAP.
+    fn datagram<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        datagram: &Datagram,
+        received: Received<'_>,
+    ) -> Verdict {
+        let snapshot = context.snapshot;
+        if neighbour::is_solicitation(datagram, received.packet()) {
+            let Received { slot, frame, .. } = received;
+            return self.neighbour(snapshot, Some(snapshot.tap_mac), Source::Tap, slot, frame);
+        }
+        let Some(vip) = snapshot.services.vip(&datagram.destination) else {
+            return Verdict::Drop(DropReason::NotVip);
+        };
+        if !is_client(&datagram.source) || snapshot.services.vip(&datagram.source).is_some() {
+            return Verdict::Drop(DropReason::BadSource);
+        }
+        if datagram.fragment.is_some() {
+            return self.fragment(context, datagram, vip, received);
+        }
+        match datagram.protocol {
+            protocol::ICMP | protocol::ICMPV6 => self.icmp(context, datagram, received),
+            _ => self.balance(context, datagram, vip, received),
+        }
+    }
+
+    /// ARP and neighbour solicitations, from the TAP or the client-facing interface.
+    fn neighbour(
+        &mut self,
+        snapshot: &Snapshot,
+        mac: Option<[u8; 6]>,
+        source: Source,
+        slot: &mut [u8],
+        frame: Range<usize>,
+    ) -> Verdict {
+        let Some(mac) = mac else {
+            return Verdict::Pass;
+        };
+        let is_vip = |address: &packet::Address| snapshot.services.vip(address).is_some();
+        match neighbour::answer(slot, frame, mac, is_vip) {
+            neighbour::Answer::Reply(range) => {
+                self.parts.counters.worker.neighbour_answers.add(1);
+                let to = match source {
+                    Source::Neighbour => ReplyTo::ClientInterface,
+                    Source::Tap | Source::OuterError => ReplyTo::Tap,
+                };
+                Verdict::Reply { to, range }
+            }
+            neighbour::Answer::NotOurs => Verdict::Pass,
+            neighbour::Answer::Malformed(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    /// An ICMP error about a packet that Adit sent into a tunnel. The kernel has its own copy.
+    fn outer_error<O: Outlet>(&mut self, context: &mut Context<'_, O>, packet: &[u8]) -> Verdict {
+        let Parts { flows, path_mtus, counters, .. } = &mut self.parts;
+        let now = context.now;
+        let check = |quote: &_| balance::check_quote(flows, now, context.snapshot, quote);
+        match path_mtus.outer_error(now, packet, context.snapshot, check) {
+            OuterError::Updated { real, mtu } => {
+                counters.worker.path_mtu_updates.add(1);
+                self.event(context, Event::PathMtu { real, mtu });
+                Verdict::Pass
+            }
+            OuterError::NotOurs | OuterError::Counted { .. } => Verdict::Pass,
+            OuterError::Forged => Verdict::Drop(DropReason::ForgedError),
+            OuterError::Ignored => Verdict::Drop(DropReason::ErrorIgnored),
+            OuterError::Malformed(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    /// Queues an event for control, or counts that the queue was full.
+    fn event<O: Outlet>(&self, context: &mut Context<'_, O>, event: Event) {
+        if !context.outlet.event(event) {
+            self.parts.counters.worker.events_lost.add(1);
+        }
+    }
+
+    /// Answers with an ICMP error, if one may be sent and the rate limit allows.
+    fn reply_error<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        datagram: &Datagram,
+        received: Received<'_>,
+        kind: reply::ErrorReply,
+        otherwise: DropReason,
+    ) -> Verdict {
+        if !self.parts.emit_limits.allow(context.now, &datagram.source) {
+            return Verdict::Drop(DropReason::EmitRateLimited);
+        }
+        let link = LinkHeader::back(received.slot, received.frame.start);
+        let Received { slot, ip, .. } = received;
+        let Some(range) = reply::error_reply(slot, datagram, ip, kind) else {
+            return Verdict::Drop(otherwise);
+        };
+        if matches!(kind, reply::ErrorReply::TooBig { .. }) {
+            self.parts.counters.worker.too_big_sent.add(1);
+        }
+        link.reply(slot, range)
+    }
+}
+
+/// The link header of a frame's answer, read before the answer is built over it.
+struct LinkHeader([u8; packet::ETHERNET_HEADER]);
+
+impl LinkHeader {
+    /// Source and destination swapped, for the frame that starts at `frame`.
+    fn back(slot: &[u8], frame: usize) -> Self {
+        let mut header = [0; packet::ETHERNET_HEADER];
+        header[..6].copy_from_slice(&slot[frame + 6..frame + 12]);
+        header[6..12].copy_from_slice(&slot[frame..frame + 6]);
+        header[12..].copy_from_slice(&slot[frame + 12..frame + packet::ETHERNET_HEADER]);
+        Self(header)
+    }
+
+    /// Puts the header in front of the answer `ip` and sends both back into the TAP.
+    fn reply(self, slot: &mut [u8], ip: Range<usize>) -> Verdict {
+        let Some(start) = ip.start.checked_sub(self.0.len()) else {
+            return Verdict::Drop(DropReason::NoEgress);
+        };
+        slot[start..ip.start].copy_from_slice(&self.0);
+        Verdict::Reply { to: ReplyTo::Tap, range: start..ip.end }
+    }
+}
+
+/// Whether an address can be a client's: not multicast, unspecified, loopback or broadcast.
+fn is_client(source: &packet::Address) -> bool {
+    match packet::Family::of(source) {
+        packet::Family::V4 => !matches!(packet::v4_octets(source)[0], 0 | 127 | 224..),
+        packet::Family::V6 => {
+            let loopback_or_unspecified = source[..15] == [0; 15] && source[15] <= 1;
+            source[0] != 0xff && !loopback_or_unspecified
+        }
+    }
+}
+
+/// The drop reason of bytes that are no packet.
+const fn drop_reason(error: PacketError) -> DropReason {
+    match error {
+        PacketError::Truncated { .. } => DropReason::Truncated,
+        PacketError::Checksum => DropReason::BadChecksum,
+        PacketError::Version(_) | PacketError::Length { .. } | PacketError::ExtensionHeaders => {
+            DropReason::Malformed
+        }
     }
 }

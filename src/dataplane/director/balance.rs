@@ -1,0 +1,364 @@
+//! A packet's flow and its real server: known flow, persistence, scheduler, or one guess.
+
+use super::{
+    super::{
+        conntrack::{
+            Class, EndReason, Ended, FlowKey, FlowTable, NewFlow, Observation, Observed, Slot,
+            TcpSegment as TrackedSegment, Timeouts,
+        },
+        hash::FlowTuple,
+        ids::{DestinationId, VipId},
+        packet::{self, Datagram, Quote, TcpSegment, protocol, tcp_flag},
+        path_mtu::{FlowCheck, InnerQuote},
+        reply,
+        service::Service,
+        snapshot::Snapshot,
+        verdict::{DropReason, Event, Outlet, Verdict},
+    },
+    Context, Director, LinkHeader, Received,
+};
+
+/// A packet of a flow, as far as choosing its real server is concerned.
+pub(super) struct Incoming {
+    pub(super) key: FlowKey,
+    pub(super) segment: Option<TcpSegment>,
+}
+
+impl Incoming {
+    /// Reads the transport header of a datagram that has it.
+    pub(super) fn read(
+        datagram: &Datagram,
+        packet: &[u8],
+        vip: VipId,
+    ) -> Result<Self, packet::PacketError> {
+        let (segment, (client_port, vip_port)) = match datagram.protocol {
+            protocol::TCP => {
+                let segment = TcpSegment::parse(datagram, packet)?;
+                (Some(segment), (segment.source_port, segment.destination_port))
+            }
+            _ => (None, packet::udp_ports(datagram, packet)?),
+        };
+        let protocol = datagram.protocol;
+        let key = FlowKey { client: datagram.source, client_port, vip, vip_port, protocol };
+        Ok(Self { key, segment })
+    }
+
+    /// What the flow table is told of it.
+    fn observation(&self) -> Observation {
+        self.segment.as_ref().map_or(Observation::Datagram, |segment| {
+            let has = |flag| segment.flags & flag != 0;
+            Observation::Tcp(TrackedSegment {
+                sequence: segment.sequence,
+                acknowledgement: segment.acknowledgement,
+                #[expect(clippy::cast_possible_truncation, reason = "a payload is below 65536")]
+                payload: segment.payload_len as u32,
+                syn: has(tcp_flag::SYN),
+                ack: has(tcp_flag::ACK),
+                fin: has(tcp_flag::FIN),
+                rst: has(tcp_flag::RST),
+            })
+        })
+    }
+}
+
+/// The flow key of a packet that a real server sent to a client, from its quote in an ICMP error.
+pub(super) fn reply_key(snapshot: &Snapshot, quote: &Quote, quoted: &[u8]) -> Option<FlowKey> {
+    let (vip_port, client_port) = quote.ports(quoted)?;
+    let vip = snapshot.services.vip(&quote.source)?;
+    let protocol = quote.protocol;
+    Some(FlowKey { client: quote.destination, client_port, vip, vip_port, protocol })
+}
+
+/// What the flow table knows of the inner packet that an ICMP error about an outer packet quotes.
+pub(super) fn check_quote<S: AsRef<[Slot]>>(
+    flows: &FlowTable<S>,
+    now: super::Time,
+    snapshot: &Snapshot,
+    quote: &InnerQuote,
+) -> FlowCheck {
+    let flow = snapshot.services.vip(&quote.destination).and_then(|vip| {
+        let key = FlowKey {
+            client: quote.source,
+            client_port: quote.source_port,
+            vip,
+            vip_port: quote.destination_port,
+            protocol: quote.protocol,
+        };
+        flows.lookup(now, &key)
+    });
+    match flow {
+        None => FlowCheck::Unknown,
+        Some(flow) => FlowCheck::Known {
+            real: flows.real(flow),
+            sequence_plausible: quote
+                .sequence
+                .is_none_or(|sequence| flows.sequence_was_sent(flow, sequence)),
+        },
+    }
+}
+
+/// Who gets a flow without an entry.
+enum Choice {
+    /// A real server was chosen for a new flow.
+    New { destination: DestinationId, by_persistence: bool },
+    /// A flow met in its middle, given to the one candidate it can belong to.
+    Guessed { destination: DestinationId },
+    /// Nobody.
+    Nobody(DropReason),
+    /// Nobody, and the client should know.
+    Reset,
+}
+
+impl<S: AsRef<[Slot]>> Director<S> {
+    /// A packet with its transport header in it, to a VIP. ICMP is handled elsewhere.
+    pub(super) fn balance<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        datagram: &Datagram,
+        vip: VipId,
+        received: Received<'_>,
+    ) -> Verdict {
+        if !matches!(datagram.protocol, protocol::TCP | protocol::UDP) {
+            return Verdict::Drop(DropReason::NoService);
+        }
+        let incoming = match Incoming::read(datagram, received.packet(), vip) {
+            Ok(incoming) => incoming,
+            Err(error) => return Verdict::Drop(super::drop_reason(error)),
+        };
+        match self.destination_of(context, &incoming, datagram) {
+            Ok(destination) => self.forward(context, datagram, received, destination),
+            Err(Refusal::Drop(reason)) => Verdict::Drop(reason),
+            Err(Refusal::Reset) => self.reset(context, datagram, &incoming, received),
+        }
+    }
+
+    /// The destination of a packet, entering its flow if it is new.
+    pub(super) fn destination_of<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        incoming: &Incoming,
+        datagram: &Datagram,
+    ) -> Result<DestinationId, Refusal> {
+        let flows = &mut self.parts.flows;
+        if let Some(flow) = flows.lookup(context.now, &incoming.key) {
+            let id = flows.destination(flow);
+            if let Some(destination) = context.snapshot.destination(id) {
+                let timeouts = &destination.timeouts;
+                match flows.observe(flow, context.now, timeouts, &incoming.observation()) {
+                    Observed::Same => return Ok(id),
+                    Observed::Moved { from, to } => {
+                        self.moved(context, id, from, to, incoming);
+                        return Ok(id);
+                    }
+                    Observed::Restart => {}
+                }
+            } else {
+                // Its real server was cut (`reload --now`): the flow begins anew, or is refused.
+                let ended = flows.remove(flow);
+                self.ended(&ended);
+            }
+        }
+        self.without_entry(context, incoming, datagram)
+    }
+
+    fn without_entry<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        incoming: &Incoming,
+        datagram: &Datagram,
+    ) -> Result<DestinationId, Refusal> {
+        let key = &incoming.key;
+        let snapshot = context.snapshot;
+        let service = snapshot
+            .services
+            .find(key.vip, key.protocol, key.vip_port)
+            .ok_or(Refusal::Drop(DropReason::NoService))?;
+        let tuple = FlowTuple {
+            client: packet::ip_addr(&datagram.source),
+            client_port: key.client_port,
+            vip: packet::ip_addr(&datagram.destination),
+            vip_port: key.vip_port,
+            protocol: key.protocol,
+        };
+        match self.choose(context, service, incoming, &tuple) {
+            Choice::New { destination, by_persistence } => {
+                let worker = &self.parts.counters.worker;
+                if by_persistence { &worker.persisted } else { &worker.scheduled }.add(1);
+                self.enter(context, service, incoming, destination, false)
+            }
+            Choice::Guessed { destination } => {
+                self.parts.counters.worker.rederived.add(1);
+                let reset = incoming.segment.is_some_and(|s| s.flags & tcp_flag::RST != 0);
+                if reset {
+                    // It ends what nobody here tracks: delivered, but not entered.
+                    return Ok(destination);
+                }
+                self.enter(context, service, incoming, destination, true)
+            }
+            Choice::Nobody(reason) => Err(Refusal::Drop(reason)),
+            Choice::Reset => Err(Refusal::Reset),
+        }
+    }
+
+    fn choose<O: Outlet>(
+        &self,
+        context: &Context<'_, O>,
+        service: &Service,
+        incoming: &Incoming,
+        tuple: &FlowTuple,
+    ) -> Choice {
+        let begins = incoming.segment.is_none_or(|segment| segment.opens());
+        if incoming.segment.is_some_and(|s| s.flags & tcp_flag::SYN != 0 && !s.opens()) {
+            // SYN with ACK, FIN or RST: no client of a VIP sends that.
+            return Choice::Nobody(DropReason::NoFlow);
+        }
+        let persisted = service.persistence.as_ref().and_then(|policy| {
+            let prefix = policy.prefix(tuple.client);
+            self.parts.persistence.lookup(context.now, policy.group, &prefix, |real| {
+                let position = service.destinations.iter().position(|id| {
+                    context.snapshot.destination(*id).is_some_and(|d| d.real == real)
+                })?;
+                let member = &service.members[position];
+                let usable = if begins { member.is_eligible() } else { !member.down };
+                usable.then_some(service.destinations[position])
+            })
+        });
+        let key = || service.placement_key(&context.snapshot.hash_key, tuple);
+        let destination_at = |position: usize| service.destinations.get(position).copied();
+        match (persisted, begins) {
+            (Some(destination), true) => Choice::New { destination, by_persistence: true },
+            (Some(destination), false) => Choice::Guessed { destination },
+            (None, true) => service
+                .scheduler
+                .schedule(&key(), &service.members)
+                .and_then(destination_at)
+                .map_or(Choice::Nobody(DropReason::NoRealServer), |destination| Choice::New {
+                    destination,
+                    by_persistence: false,
+                }),
+            (None, false) if service.scheduler.is_hash() => service
+                .scheduler
+                .rederive(&key(), &service.members)
+                .and_then(destination_at)
+                .map_or(Choice::Nobody(DropReason::NoRealServer), |destination| {
+                    Choice::Guessed { destination }
+                }),
+            (None, false) if context.snapshot.reset_unknown => Choice::Reset,
+            (None, false) => Choice::Nobody(DropReason::NoFlow),
+        }
+    }
+
+    /// Enters a flow. When the table is full of established ones, a hash can do without an entry.
+    fn enter<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        service: &Service,
+        incoming: &Incoming,
+        destination: DestinationId,
+        rederived: bool,
+    ) -> Result<DestinationId, Refusal> {
+        let Some(real) = context.snapshot.destination(destination).map(|d| d.real) else {
+            return Err(Refusal::Drop(DropReason::NoEgress));
+        };
+        let flow = NewFlow { key: incoming.key, real, destination, rederived };
+        let observation = incoming.observation();
+        match self.parts.flows.insert(context.now, &flow, &service.timeouts, &observation) {
+            Ok(inserted) => {
+                if let Some(ended) = &inserted.ended {
+                    self.ended(ended);
+                }
+                if let Some(counters) = self.parts.counters.destinations.get(destination.index()) {
+                    counters.connections.add(1);
+                    gauge(counters, inserted.class).add(1);
+                }
+                Ok(destination)
+            }
+            Err(_) if service.scheduler.is_hash() => {
+                self.parts.counters.worker.untracked.add(1);
+                Ok(destination)
+            }
+            Err(_) => Err(Refusal::Drop(DropReason::TableFull)),
+        }
+    }
+
+    /// A flow moved to another class: gauges follow, persistence is written once it is established.
+    fn moved<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        destination: DestinationId,
+        from: Class,
+        to: Class,
+        incoming: &Incoming,
+    ) {
+        if let Some(counters) = self.parts.counters.destinations.get(destination.index()) {
+            gauge(counters, from).sub(1);
+            gauge(counters, to).add(1);
+        }
+        let persists =
+            context.snapshot.destination(destination).is_some_and(|d| d.persistence.is_some());
+        if to == Class::Established && persists {
+            let client = incoming.key.client;
+            self.event(context, Event::Established { destination, client });
+        }
+    }
+
+    /// A flow left the table: gauges and eviction counters follow.
+    pub(super) fn ended(&self, ended: &Ended) {
+        let record = &ended.record;
+        if let Some(counters) =
+            self.parts.counters.destinations.get(record.destination.index())
+        {
+            gauge(counters, record.progress.class).sub(1);
+        }
+        let worker = &self.parts.counters.worker;
+        match (ended.reason, record.progress.class) {
+            (EndReason::Evicted, Class::HalfOpen) => worker.evicted_half_open.add(1),
+            (EndReason::Evicted, _) => worker.evicted_unproven.add(1),
+            (EndReason::Expired | EndReason::Replaced | EndReason::Removed, _) => {}
+        }
+    }
+
+    /// Tells the client that its connection is unknown here (RFC 9293 §3.10.7.1).
+    fn reset<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        datagram: &Datagram,
+        incoming: &Incoming,
+        received: Received<'_>,
+    ) -> Verdict {
+        let Some(segment) = &incoming.segment else {
+            return Verdict::Drop(DropReason::NoFlow);
+        };
+        if !self.parts.emit_limits.allow(context.now, &datagram.source) {
+            return Verdict::Drop(DropReason::EmitRateLimited);
+        }
+        let link = LinkHeader::back(received.slot, received.frame.start);
+        let Received { slot, ip, .. } = received;
+        let Some(range) = reply::reset(slot, datagram, segment, ip) else {
+            return Verdict::Drop(DropReason::NoFlow);
+        };
+        self.parts.counters.worker.resets_sent.add(1);
+        link.reply(slot, range)
+    }
+}
+
+/// Why a packet gets no destination.
+pub(super) enum Refusal {
+    /// Counted under the reason.
+    Drop(DropReason),
+    /// Answered by a reset.
+    Reset,
+}
+
+/// The gauge in which a flow of a class counts.
+const fn gauge(
+    counters: &super::super::counters::DestinationCounters,
+    class: Class,
+) -> &super::super::counters::Counter {
+    if class.is_active() { &counters.active } else { &counters.inactive }
+}
+
+/// Idle timeouts of adopted flows come from their destination.
+pub(super) fn timeouts(snapshot: &Snapshot, id: DestinationId) -> Option<&Timeouts> {
+    snapshot.destination(id).map(|destination| &destination.timeouts)
+}

@@ -1,0 +1,220 @@
+//! Into the tunnel: hop limit, path MTU, outer header, link header.
+
+use std::ops::Range;
+
+use adit_tunnel::{EncapError, HopLimitError, OuterFields, decrement_hop_limit, fragment};
+
+use super::{
+    super::{
+        conntrack::Slot,
+        ids::{DestinationId, RealId},
+        packet::{self, Datagram, Family},
+        path_mtu, reply,
+        service::DfPolicy,
+        snapshot::{Destination, Link, RealServer},
+        verdict::{Account, DropReason, EgressId, HEADROOM, Outlet, Verdict},
+    },
+    Context, Director, Received,
+};
+
+/// The smallest MTU of an IPv6 link (RFC 8200 §5): no IPv6 packet of that size may be refused.
+const IPV6_MINIMUM_MTU: usize = 1280;
+
+/// What becomes of a packet, seen from the path MTU.
+enum Fit {
+    /// One outer packet.
+    Whole,
+    /// Several outer packets.
+    Fragment,
+    /// The sender is told to send no more than this.
+    TooBig(u16),
+}
+
+/// Decides whether an inner packet fits a path of `mtu` bytes with `overhead` (RFC 2003 §5.1,
+/// RFC 2473 §7).
+fn fit(datagram: &Datagram, df: DfPolicy, overhead: usize, mtu: u16) -> Fit {
+    if datagram.total_len + overhead <= usize::from(mtu) {
+        return Fit::Whole;
+    }
+    let inner_mtu = usize::from(mtu).saturating_sub(overhead);
+    let inner_mtu = match datagram.family {
+        Family::V4 if !datagram.dont_fragment || df == DfPolicy::Clear => return Fit::Fragment,
+        Family::V4 => inner_mtu,
+        Family::V6 if datagram.total_len <= IPV6_MINIMUM_MTU || df == DfPolicy::Clear => {
+            return Fit::Fragment;
+        }
+        Family::V6 => inner_mtu.max(IPV6_MINIMUM_MTU),
+    };
+    Fit::TooBig(u16::try_from(inner_mtu).unwrap_or(u16::MAX))
+}
+
+impl<S: AsRef<[Slot]>> Director<S> {
+    /// Sends a received packet to a destination, or answers that it is too big for the way.
+    pub(super) fn forward<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        datagram: &Datagram,
+        received: Received<'_>,
+        id: DestinationId,
+    ) -> Verdict {
+        let snapshot = context.snapshot;
+        let Some(destination) = snapshot.destination(id) else {
+            return Verdict::Drop(DropReason::NoEgress);
+        };
+        let Some(real) = snapshot.real(destination.real) else {
+            return Verdict::Drop(DropReason::NoEgress);
+        };
+        let overhead = real.template.overhead();
+        let mtu = self.parts.path_mtus.mtu(context.now, destination.real, real.link_mtu);
+        // An expired hop limit is answered before a packet too big: routers look at it first.
+        if snapshot.decrement_hop_limit {
+            let packet = &mut received.slot[received.ip.clone()];
+            match decrement_hop_limit(packet) {
+                Ok(_) => {}
+                Err(HopLimitError::Expired) => {
+                    let kind = reply::ErrorReply::TimeExceeded;
+                    let otherwise = DropReason::HopLimitExceeded;
+                    return self.reply_error(context, datagram, received, kind, otherwise);
+                }
+                Err(HopLimitError::Header(_)) => return Verdict::Drop(DropReason::Malformed),
+            }
+        }
+        match fit(datagram, destination.df, overhead, mtu) {
+            Fit::Whole => {
+                let Received { slot, ip, .. } = received;
+                let outcome = self.wrap(destination, real, datagram, slot, ip);
+                self.count_forwarded(id, datagram, &outcome);
+                match outcome {
+                    Ok((egress, range)) => Verdict::Forward { egress, range },
+                    Err(reason) => Verdict::Drop(reason),
+                }
+            }
+            Fit::TooBig(mtu) => {
+                let kind = reply::ErrorReply::TooBig { mtu };
+                self.reply_error(context, datagram, received, kind, DropReason::PacketTooBig)
+            }
+            Fit::Fragment => {
+                let Received { slot, ip, .. } = received;
+                let outcome = self.wrap_in_pieces(context, real, destination.real, mtu, slot, ip);
+                self.count_forwarded(id, datagram, &outcome);
+                outcome.map_or_else(Verdict::Drop, |()| Verdict::Fragmented)
+            }
+        }
+    }
+
+    fn count_forwarded<T>(
+        &self,
+        id: DestinationId,
+        datagram: &Datagram,
+        outcome: &Result<T, DropReason>,
+    ) {
+        if outcome.is_err() {
+            return;
+        }
+        let bytes = datagram.total_len as u64;
+        self.parts.counters.worker.received_bytes.add(bytes);
+        if let Some(counters) = self.parts.counters.destinations.get(id.index()) {
+            counters.packets.add(1);
+            counters.bytes.add(bytes);
+        }
+    }
+
+    /// Writes outer header and link header in front of `slot[ip]`.
+    pub(super) fn wrap(
+        &mut self,
+        destination: &Destination,
+        real: &RealServer,
+        datagram: &Datagram,
+        slot: &mut [u8],
+        ip: Range<usize>,
+    ) -> Result<(EgressId, Range<usize>), DropReason> {
+        let dont_fragment = datagram.dont_fragment && destination.df == DfPolicy::Copy;
+        let identification = if dont_fragment {
+            path_mtu::cookie(&slot[ip.clone()], real.cookie_secrets[0])
+        } else {
+            self.parts.path_mtus.next_identification(destination.real)
+        };
+        let outer = OuterFields { dont_fragment, identification, flow_label: 0 };
+        let start = real
+            .template
+            .encapsulate(slot, ip.clone(), outer)
+            .map_err(|error| encapsulation_drop(&error))?;
+        let (egress, start) = link_header(real, slot, start)?;
+        Ok((egress, start..ip.end))
+    }
+
+    /// Wraps `slot[ip]`, then sends the outer packet in pieces of at most `mtu` bytes
+    /// (RFC 2003 §5.1, RFC 2473 §7.2), each in an auxiliary slot.
+    fn wrap_in_pieces<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        real: &RealServer,
+        real_id: RealId,
+        mtu: u16,
+        slot: &mut [u8],
+        ip: Range<usize>,
+    ) -> Result<(), DropReason> {
+        let identification = self.parts.path_mtus.next_identification(real_id);
+        let outer = OuterFields { dont_fragment: false, identification, flow_label: 0 };
+        let start = real
+            .template
+            .encapsulate(slot, ip.clone(), outer)
+            .map_err(|error| encapsulation_drop(&error))?;
+        let outer_packet = &slot[start..ip.end];
+        let pieces = fragment::plan(outer_packet, usize::from(mtu))
+            .map_err(|_| DropReason::PacketTooBig)?;
+        for piece in pieces {
+            let id = context.outlet.acquire().ok_or(DropReason::NoScratch)?;
+            let out = context.outlet.bytes(id);
+            let written = out
+                .get_mut(HEADROOM..)
+                .ok_or(DropReason::NoScratch)
+                .and_then(|room| {
+                    fragment::fragment_into(outer_packet, piece, room, u32::from(identification))
+                        .map_err(|_| DropReason::NoScratch)
+                })
+                .and_then(|length| {
+                    let (egress, start) = link_header(real, out, HEADROOM)?;
+                    Ok((egress, start..HEADROOM + length))
+                });
+            match written {
+                Ok((egress, range)) => {
+                    let account = if piece.more { Account::Extra } else { Account::Forward };
+                    context.outlet.send(id, egress, range, account);
+                }
+                Err(reason) => {
+                    context.outlet.release(id);
+                    return Err(reason);
+                }
+            }
+        }
+        self.parts.counters.worker.fragmented.add(1);
+        Ok(())
+    }
+}
+
+/// Writes the link header in front of the outer packet that starts at `start`.
+fn link_header(
+    real: &RealServer,
+    slot: &mut [u8],
+    start: usize,
+) -> Result<(EgressId, usize), DropReason> {
+    match &real.link {
+        Link::Direct { egress, header } => {
+            let link = start.checked_sub(packet::ETHERNET_HEADER).ok_or(DropReason::NoEgress)?;
+            slot[link..start].copy_from_slice(header);
+            Ok((*egress, link))
+        }
+        Link::Kernel { egress } => Ok((*egress, start)),
+        Link::None => Err(DropReason::NoEgress),
+    }
+}
+
+const fn encapsulation_drop(error: &EncapError) -> DropReason {
+    match error {
+        EncapError::FromTunnelExit => DropReason::BadSource,
+        EncapError::OutOfBuffer { .. } | EncapError::Headroom { .. } => DropReason::NoEgress,
+        EncapError::Inner(_) | EncapError::TrailingBytes { .. } => DropReason::Malformed,
+        EncapError::TooLong { .. } => DropReason::PacketTooBig,
+    }
+}
