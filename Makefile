@@ -1,0 +1,65 @@
+# Adit: the two commands are `make demo` and `make test`. `make help` lists the others.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CARGO ?= cargo
+PREFIX ?= /usr/local
+FUZZ_SECONDS ?= 600
+CI_FUZZ_SECONDS ?= 30
+FUZZ_TARGETS := parse tunnel_roundtrip director config
+# Fuzzing needs sanitizer flags of the compiler, which stable hides behind this switch.
+FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
+
+.PHONY: help deps deps-fuzz deps-deny build demo test unit lint deny bench fuzz fuzz-ci install
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
+
+deps: ## Install the Debian/Ubuntu packages that demo and tests need
+	@tests/lab/install.sh
+
+build: ## Build the release binaries
+	$(CARGO) build --release --locked --workspace --bins
+
+demo: deps build ## Show the main job on this machine: real packets, real PostgreSQL, then clean up
+	@target/release/adit-demo
+
+test: deps lint unit fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, short fuzzing
+
+unit: deps
+	$(CARGO) test --locked --workspace --no-fail-fast
+
+lint: ## Check format and clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+deps-deny:
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
+
+deny: deps-deny ## Check licences, bans and sources of dependencies
+	$(CARGO) deny --locked check bans licenses sources
+
+bench: deps build ## Measure: in process, and whole paths beside plain loops, in namespaces
+	$(CARGO) bench --locked --bench dataplane
+	$(CARGO) bench --locked --bench path
+
+deps-fuzz: deps
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+
+fuzz: deps-fuzz ## Fuzz every target for FUZZ_SECONDS (default 600) each
+	@for target in $(FUZZ_TARGETS); do \
+		$(FUZZ) run $$target -- -max_total_time=$(FUZZ_SECONDS) -timeout=10; \
+	done
+
+fuzz-ci: deps-fuzz
+	@for target in $(FUZZ_TARGETS); do \
+		$(FUZZ) run $$target -- -max_total_time=$(CI_FUZZ_SECONDS) -timeout=10 -print_final_stats=1; \
+	done
+
+install: build ## Install binaries, man pages and completions below PREFIX (default /usr/local)
+	install -D -m 755 target/release/adit $(DESTDIR)$(PREFIX)/sbin/adit
+	install -D -m 755 target/release/adit-realserver $(DESTDIR)$(PREFIX)/sbin/adit-realserver
+	install -d $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	target/release/adit man $(DESTDIR)$(PREFIX)/share/man/man8
+	target/release/adit completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/adit
+	install -D -m 644 packaging/adit.example.toml $(DESTDIR)/etc/adit/adit.example.toml
