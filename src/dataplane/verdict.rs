@@ -149,10 +149,6 @@ pub enum Event {
 /// of an ICMP error around a quote (48 bytes) and a link header fit with room to spare.
 pub const HEADROOM: usize = 128;
 
-/// A slot of the auxiliary pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ScratchId(pub u32);
-
 /// How an auxiliary output is accounted for when its send completes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Account {
@@ -167,15 +163,17 @@ pub enum Account {
 /// What the core needs from its shell besides the received slot: auxiliary slots for outputs that
 /// do not fit it, and the event queue. Nothing here blocks or allocates.
 pub trait Outlet {
+    /// An auxiliary slot. It is spent by sending or releasing it.
+    type Scratch;
     /// Takes a free auxiliary slot, or `None` when all are in use.
-    fn acquire(&mut self) -> Option<ScratchId>;
+    fn acquire(&mut self) -> Option<Self::Scratch>;
     /// The whole slot, headroom included.
-    fn bytes(&mut self, id: ScratchId) -> &mut [u8];
+    fn bytes(&mut self, scratch: &Self::Scratch) -> &mut [u8];
     /// Sends `range` of the slot on `egress`; the shell frees the slot when the send completes and
     /// then calls [`super::director::Director::sent`] with `account`.
-    fn send(&mut self, id: ScratchId, egress: EgressId, range: Range<usize>, account: Account);
+    fn send(&mut self, scratch: Self::Scratch, egress: EgressId, range: Range<usize>, account: Account);
     /// Gives a slot back unsent.
-    fn release(&mut self, id: ScratchId);
+    fn release(&mut self, scratch: Self::Scratch);
     /// Queues an event for control; false when the queue is full.
     fn event(&mut self, event: Event) -> bool;
 }

@@ -164,8 +164,8 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let pieces = fragment::plan(outer_packet, usize::from(mtu))
             .map_err(|_| DropReason::PacketTooBig)?;
         for piece in pieces {
-            let id = context.outlet.acquire().ok_or(DropReason::NoScratch)?;
-            let out = context.outlet.bytes(id);
+            let scratch = context.outlet.acquire().ok_or(DropReason::NoScratch)?;
+            let out = context.outlet.bytes(&scratch);
             let written = out
                 .get_mut(HEADROOM..)
                 .ok_or(DropReason::NoScratch)
@@ -180,10 +180,10 @@ impl<S: AsRef<[Slot]>> Director<S> {
             match written {
                 Ok((egress, range)) => {
                     let account = if piece.more { Account::Extra } else { Account::Forward };
-                    context.outlet.send(id, egress, range, account);
+                    context.outlet.send(scratch, egress, range, account);
                 }
                 Err(reason) => {
-                    context.outlet.release(id);
+                    context.outlet.release(scratch);
                     return Err(reason);
                 }
             }
