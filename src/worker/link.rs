@@ -1,0 +1,216 @@
+//! What passes between control and a worker: bounded queues, nothing that blocks the worker.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crossbeam_queue::ArrayQueue;
+
+use crate::{
+    dataplane::{
+        conntrack::FlowRecord,
+        snapshot::Snapshot,
+        time::Time,
+        verdict::{EgressId, Event},
+    },
+    io::{Errno, IoCounters, OpenEgress, Waker},
+};
+
+/// Events that may wait for control. Control looks ten times a second; this is 80,000 newly
+/// established flows a second with persistence. What is lost only costs persistence entries.
+const EVENTS: usize = 8192;
+/// Requests that may wait for the worker. Control sends one and waits; a few may overlap.
+const REQUESTS: usize = 64;
+
+/// A change of the world, seen by the worker as one.
+pub struct Update {
+    /// Paths that the snapshot needs, installed before it is looked at.
+    pub install: Vec<(EgressId, OpenEgress)>,
+    /// The new snapshot.
+    pub snapshot: Arc<Snapshot>,
+    /// Paths that only the old snapshot needed.
+    pub remove: Vec<EgressId>,
+}
+
+/// A part of the flow table, copied by the worker.
+pub struct ConnectionPage {
+    /// Slot to begin at.
+    pub cursor: usize,
+    /// Filled up to its capacity; it is never grown by the worker.
+    pub records: Vec<FlowRecord>,
+    /// Where to go on; `None` at the end of the table.
+    pub next: Option<usize>,
+}
+
+/// What control asks of a worker.
+pub enum Request {
+    /// Take over a new snapshot and its egress paths.
+    Publish(Update),
+    /// Copy connections.
+    Connections(ConnectionPage),
+}
+
+struct Shared {
+    requests: ArrayQueue<Request>,
+    pages: ArrayQueue<ConnectionPage>,
+    retired: ArrayQueue<Arc<Snapshot>>,
+    events: ArrayQueue<Event>,
+    failed_installs: ArrayQueue<(EgressId, Errno)>,
+    stop: AtomicBool,
+    last_beat: AtomicU64,
+    last_send_error: AtomicU64,
+    io: Mutex<IoCounters>,
+}
+
+/// The worker's end.
+pub struct WorkerEnd {
+    shared: Arc<Shared>,
+    now: Time,
+}
+
+/// Control's end.
+pub struct ControlEnd {
+    shared: Arc<Shared>,
+    waker: Waker,
+}
+
+/// The worker did not take a request: its queue is full.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the worker does not take requests; it is stalled or overloaded")]
+pub struct WorkerBusy;
+
+/// Both ends of a link; `waker` is the one the worker's engine listens to.
+pub fn link(waker: Waker) -> (ControlEnd, WorkerEnd) {
+    let shared = Arc::new(Shared {
+        requests: ArrayQueue::new(REQUESTS),
+        pages: ArrayQueue::new(REQUESTS),
+        retired: ArrayQueue::new(REQUESTS * 2),
+        events: ArrayQueue::new(EVENTS),
+        failed_installs: ArrayQueue::new(REQUESTS),
+        stop: AtomicBool::new(false),
+        last_beat: AtomicU64::new(0),
+        last_send_error: AtomicU64::new(0),
+        io: Mutex::new(IoCounters::default()),
+    });
+    let worker = WorkerEnd { shared: Arc::clone(&shared), now: Time::ZERO };
+    (ControlEnd { shared, waker }, worker)
+}
+
+impl WorkerEnd {
+    pub(super) fn next_request(&self) -> Option<Request> {
+        self.shared.requests.pop()
+    }
+
+    pub(super) fn answer(&self, page: ConnectionPage) {
+        // As many pages as requests can wait: there is room.
+        let _ = self.shared.pages.push(page);
+    }
+
+    pub(super) fn retire(&self, snapshot: Arc<Snapshot>) {
+        // When control has not collected for 128 updates the worker frees it itself.
+        let _ = self.shared.retired.push(snapshot);
+    }
+
+    pub(super) fn event(&self, event: Event) -> bool {
+        self.shared.events.push(event).is_ok()
+    }
+
+    pub(super) fn install_failed(&self, id: EgressId, errno: Errno) {
+        let _ = self.shared.failed_installs.push((id, errno));
+    }
+
+    pub(super) fn send_failed(&self, errno: Errno) {
+        self.shared.last_send_error.store(errno as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn beat(&mut self, now_ns: u64, counters: &IoCounters) {
+        self.now = Time(now_ns);
+        self.shared.last_beat.store(now_ns, Ordering::Relaxed);
+        // Control holds the lock for a copy at most; a beat that finds it held skips its turn.
+        if let Ok(mut io) = self.shared.io.try_lock() {
+            *io = *counters;
+        }
+    }
+
+    pub(super) const fn now(&self) -> Time {
+        self.now
+    }
+
+    pub(super) fn stop_requested(&self) -> bool {
+        self.shared.stop.load(Ordering::Acquire)
+    }
+}
+
+impl ControlEnd {
+    fn request(&self, request: Request) -> Result<(), WorkerBusy> {
+        self.shared.requests.push(request).map_err(|_| WorkerBusy)?;
+        self.waker.wake();
+        Ok(())
+    }
+
+    /// Publishes a new snapshot with its egress paths.
+    ///
+    /// # Errors
+    /// The worker's queue is full; nothing was changed.
+    pub fn publish(&self, update: Update) -> Result<(), WorkerBusy> {
+        while self.shared.retired.pop().is_some() {}
+        self.request(Request::Publish(update))
+    }
+
+    /// Asks for connections from slot `cursor` on, at most `capacity` of them. The answer comes
+    /// through [`Self::next_page`].
+    ///
+    /// # Errors
+    /// The worker's queue is full.
+    pub fn request_connections(&self, cursor: usize, capacity: usize) -> Result<(), WorkerBusy> {
+        let records = Vec::with_capacity(capacity);
+        self.request(Request::Connections(ConnectionPage { cursor, records, next: None }))
+    }
+
+    /// A page that was asked for, once the worker has filled it.
+    pub fn next_page(&self) -> Option<ConnectionPage> {
+        self.shared.pages.pop()
+    }
+
+    /// The next event.
+    pub fn next_event(&self) -> Option<Event> {
+        self.shared.events.pop()
+    }
+
+    /// A path the worker could not install.
+    pub fn next_failed_install(&self) -> Option<(EgressId, Errno)> {
+        self.shared.failed_installs.pop()
+    }
+
+    /// The last error of a send other than a full queue, if there ever was one.
+    pub fn last_send_error(&self) -> Option<Errno> {
+        let raw = i32::try_from(self.shared.last_send_error.load(Ordering::Relaxed)).ok()?;
+        (raw != 0).then(|| Errno::from_raw(raw))
+    }
+
+    /// Time since the worker last said that it is alive; it does so every
+    /// [`TICK`](crate::io::TICK).
+    pub fn silence(&self, now: Time) -> Duration {
+        now.saturating_since(Time(self.shared.last_beat.load(Ordering::Relaxed)))
+    }
+
+    /// The engine's own counters.
+    pub fn io_counters(&self) -> IoCounters {
+        self.shared.io.lock().map_or_else(|poisoned| *poisoned.into_inner(), |io| *io)
+    }
+
+    /// Frees snapshots that the worker no longer looks at.
+    pub fn collect_retired(&self) {
+        while self.shared.retired.pop().is_some() {}
+    }
+
+    /// Asks the worker to end what is in flight and return.
+    pub fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
