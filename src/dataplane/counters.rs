@@ -96,6 +96,8 @@ counters! {
         icmp_forwarded,
         /// ARP requests and neighbour solicitations answered.
         neighbour_answers,
+        /// Times that another host on the link answered for a VIP.
+        address_conflicts,
         /// Echo requests answered.
         echo_answers,
         /// Events for control that found the queue full.

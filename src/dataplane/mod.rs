@@ -4,7 +4,12 @@
 //! allocates after construction, and nothing in here imports `crate::io` or `crate::control`.
 
 pub mod conntrack;
+pub mod counters;
 pub mod hash;
 pub mod ids;
+pub mod packet;
 pub mod scheduler;
+pub mod service;
+pub mod snapshot;
 pub mod time;
+pub mod verdict;

@@ -107,7 +107,11 @@ pub enum Family {
 impl Family {
     /// The family of a 16-byte address.
     pub fn of(address: &Address) -> Self {
-        if address[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] { Self::V4 } else { Self::V6 }
+        if address[..12] == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] {
+            Self::V4
+        } else {
+            Self::V6
+        }
     }
 }
 
@@ -371,8 +375,8 @@ impl TcpSegment {
 
     /// Sequence number behind this segment: SYN and FIN take one each (RFC 9293 §3.4).
     pub const fn sequence_end(&self) -> u32 {
-        let control = ((self.flags & tcp_flag::SYN != 0) as u32)
-            + ((self.flags & tcp_flag::FIN != 0) as u32);
+        let control =
+            ((self.flags & tcp_flag::SYN != 0) as u32) + ((self.flags & tcp_flag::FIN != 0) as u32);
         #[allow(clippy::cast_possible_truncation, reason = "a payload is below 65536 bytes")]
         self.sequence.wrapping_add(self.payload_len as u32).wrapping_add(control)
     }

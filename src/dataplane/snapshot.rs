@@ -6,6 +6,7 @@ use super::{
     conntrack::Timeouts,
     hash::HashKey,
     ids::{DestinationId, RealId, VipId},
+    packet::{Address, address},
     service::{DfPolicy, PersistencePolicy, ServiceTable},
     verdict::EgressId,
 };
@@ -42,6 +43,53 @@ pub struct RealServer {
     pub cookie_secrets: [u16; 2],
 }
 
+/// Real servers by id (`None` where an id is free), and by the ends of their tunnels.
+#[derive(Debug, Default)]
+pub struct RealServers {
+    by_id: Box<[Option<RealServer>]>,
+    /// Source and destination of each tunnel, sorted.
+    by_tunnel: Box<[(Address, Address, RealId)]>,
+}
+
+impl From<Vec<Option<RealServer>>> for RealServers {
+    fn from(by_id: Vec<Option<RealServer>>) -> Self {
+        let tunnel = |(id, real): (u32, &Option<RealServer>)| {
+            let template = &real.as_ref()?.template;
+            Some((address(template.source()), address(template.destination()), RealId(id)))
+        };
+        let mut by_tunnel: Vec<_> = (0..).zip(&by_id).filter_map(tunnel).collect();
+        by_tunnel.sort_unstable();
+        Self { by_id: by_id.into(), by_tunnel: by_tunnel.into() }
+    }
+}
+
+impl RealServers {
+    /// A real server, unless its id is free.
+    pub fn get(&self, id: RealId) -> Option<&RealServer> {
+        self.by_id.get(id.index())?.as_ref()
+    }
+
+    /// All real servers with their ids.
+    pub fn iter(&self) -> impl Iterator<Item = (RealId, &RealServer)> {
+        (0..).map(RealId).zip(&self.by_id).filter_map(|(id, real)| Some((id, real.as_ref()?)))
+    }
+
+    /// The real servers whose tunnel has these ends: one, or more while a removed one still has
+    /// flows. In logarithmic time, since anybody can send messages that ask for it.
+    pub fn of_tunnel(
+        &self,
+        source: &Address,
+        destination: &Address,
+    ) -> impl Iterator<Item = (RealId, &RealServer)> {
+        let ends = (*source, *destination);
+        let first = self.by_tunnel.partition_point(|(from, to, _)| (*from, *to) < ends);
+        self.by_tunnel[first..]
+            .iter()
+            .take_while(move |(from, to, _)| (*from, *to) == ends)
+            .filter_map(|(_, _, id)| Some((*id, self.get(*id)?)))
+    }
+}
+
 /// One real server in one service: what a known flow needs to be forwarded.
 #[derive(Clone, Debug)]
 pub struct Destination {
@@ -66,7 +114,7 @@ pub struct Snapshot {
     /// By [`DestinationId`]; `None` where an id is free, or its flows were cut.
     pub destinations: Box<[Option<Destination>]>,
     /// By [`RealId`].
-    pub reals: Box<[Option<RealServer>]>,
+    pub reals: RealServers,
     /// Secret of the placement.
     pub hash_key: HashKey,
     /// MAC that answers for VIPs on the TAP.
@@ -86,7 +134,7 @@ impl Default for Snapshot {
             generation: 0,
             services: ServiceTable::default(),
             destinations: Box::default(),
-            reals: Box::default(),
+            reals: RealServers::default(),
             hash_key: HashKey::DEFAULT,
             tap_mac: [0; 6],
             client_mac: None,
@@ -104,6 +152,6 @@ impl Snapshot {
 
     /// A real server, unless it is gone.
     pub fn real(&self, id: RealId) -> Option<&RealServer> {
-        self.reals.get(id.index())?.as_ref()
+        self.reals.get(id)
     }
 }

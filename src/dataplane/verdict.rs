@@ -136,6 +136,13 @@ pub enum Event {
         /// Client address of the flow.
         client: Address,
     },
+    /// Another host on the link answers for a VIP.
+    AddressConflict {
+        /// The VIP.
+        vip: Address,
+        /// Who claims it.
+        mac: [u8; 6],
+    },
     /// The path MTU to a real server changed.
     PathMtu {
         /// The real server.

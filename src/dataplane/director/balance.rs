@@ -3,9 +3,9 @@
 use super::{
     super::{
         conntrack::{
-            Class, EndReason, Ended, FlowKey, FlowTable, NewFlow, Observation, Observed, Slot,
-            TcpSegment as TrackedSegment, Timeouts,
+            Class, EndReason, Ended, FlowKey, FlowTable, NewFlow, Observation, Observed, Slot, TcpSegment as TrackedSegment,
         },
+        counters::{Counter, Counters, DestinationCounters},
         hash::FlowTuple,
         ids::{DestinationId, VipId},
         packet::{self, Datagram, Quote, TcpSegment, protocol, tcp_flag},
@@ -90,11 +90,21 @@ pub(super) fn check_quote<S: AsRef<[Slot]>>(
         None => FlowCheck::Unknown,
         Some(flow) => FlowCheck::Known {
             real: flows.real(flow),
-            sequence_plausible: quote
-                .sequence
-                .is_none_or(|sequence| flows.sequence_was_sent(flow, sequence)),
+            sequence_plausible: quote.sequence.is_none_or(|sequence| {
+                was_sent(flows.record(flow).progress.sequence_end, sequence)
+            }),
         },
     }
+}
+
+/// Bytes that may be in flight from a client: an error about a segment further back is not
+/// believed. Twice Linux's default limit of a send buffer (`tcp_wmem`, 4 MiB).
+const IN_FLIGHT_BOUND: u32 = 8 << 20;
+
+/// Whether a segment that begins at `sequence` can lately have been sent by a client whose last
+/// one ended at `sequence_end`.
+const fn was_sent(sequence_end: u32, sequence: u32) -> bool {
+    sequence_end.wrapping_sub(sequence) <= IN_FLIGHT_BOUND
 }
 
 /// Who gets a flow without an entry.
@@ -155,7 +165,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
             } else {
                 // Its real server was cut (`reload --now`): the flow begins anew, or is refused.
                 let ended = flows.remove(flow);
-                self.ended(&ended);
+                count_ended(&self.parts.counters, &ended);
             }
         }
         self.without_entry(context, incoming, datagram)
@@ -265,7 +275,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         match self.parts.flows.insert(context.now, &flow, &service.timeouts, &observation) {
             Ok(inserted) => {
                 if let Some(ended) = &inserted.ended {
-                    self.ended(ended);
+                    count_ended(&self.parts.counters, ended);
                 }
                 if let Some(counters) = self.parts.counters.destinations.get(destination.index()) {
                     counters.connections.add(1);
@@ -302,22 +312,6 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
     }
 
-    /// A flow left the table: gauges and eviction counters follow.
-    pub(super) fn ended(&self, ended: &Ended) {
-        let record = &ended.record;
-        if let Some(counters) =
-            self.parts.counters.destinations.get(record.destination.index())
-        {
-            gauge(counters, record.progress.class).sub(1);
-        }
-        let worker = &self.parts.counters.worker;
-        match (ended.reason, record.progress.class) {
-            (EndReason::Evicted, Class::HalfOpen) => worker.evicted_half_open.add(1),
-            (EndReason::Evicted, _) => worker.evicted_unproven.add(1),
-            (EndReason::Expired | EndReason::Replaced | EndReason::Removed, _) => {}
-        }
-    }
-
     /// Tells the client that its connection is unknown here (RFC 9293 §3.10.7.1).
     fn reset<O: Outlet>(
         &mut self,
@@ -351,14 +345,20 @@ pub(super) enum Refusal {
 }
 
 /// The gauge in which a flow of a class counts.
-const fn gauge(
-    counters: &super::super::counters::DestinationCounters,
-    class: Class,
-) -> &super::super::counters::Counter {
+const fn gauge(counters: &DestinationCounters, class: Class) -> &Counter {
     if class.is_active() { &counters.active } else { &counters.inactive }
 }
 
-/// Idle timeouts of adopted flows come from their destination.
-pub(super) fn timeouts(snapshot: &Snapshot, id: DestinationId) -> Option<&Timeouts> {
-    snapshot.destination(id).map(|destination| &destination.timeouts)
+/// A flow left the table: gauges and eviction counters follow.
+pub(super) fn count_ended(counters: &Counters, ended: &Ended) {
+    let record = &ended.record;
+    let class = record.progress.class;
+    if let Some(destination) = counters.destinations.get(record.destination.index()) {
+        gauge(destination, class).sub(1);
+    }
+    match (ended.reason, class) {
+        (EndReason::Evicted, Class::HalfOpen) => counters.worker.evicted_half_open.add(1),
+        (EndReason::Evicted, _) => counters.worker.evicted_unproven.add(1),
+        (EndReason::Expired | EndReason::Replaced | EndReason::Removed, _) => {}
+    }
 }

@@ -55,12 +55,13 @@ impl<S: AsRef<[Slot]>> Director<S> {
         if error.quote.source != datagram.destination {
             return Verdict::Drop(DropReason::IcmpNoFlow);
         }
-        let flows = &mut self.parts.flows;
-        let key = balance::reply_key(context.snapshot, &error.quote, quoted);
-        let owner = key.and_then(|key| flows.find(context.now, &key, context.snapshot));
-        let Some(destination) = owner else {
+        let flows = &self.parts.flows;
+        let owner = balance::reply_key(context.snapshot, &error.quote, quoted)
+            .and_then(|key| flows.lookup(context.now, &key));
+        let Some(flow) = owner else {
             return Verdict::Drop(DropReason::IcmpNoFlow);
         };
+        let destination = flows.destination(flow);
         self.parts.counters.worker.icmp_forwarded.add(1);
         self.forward(context, datagram, received, destination)
     }

@@ -12,7 +12,7 @@ mod icmp;
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    conntrack::{FlowTable, Slot},
+    conntrack::{FlowRecord, FlowTable, SWEEP_BUDGET, Slot},
     counters::Counters,
     fragments::Fragments,
     neighbour,
@@ -89,7 +89,9 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let mut context = Context { now, snapshot, outlet };
         let verdict = match source {
             Source::Tap => self.from_tap(&mut context, slot, frame),
-            Source::Neighbour => self.neighbour(snapshot, snapshot.client_mac, source, slot, frame),
+            Source::Neighbour => {
+                self.neighbour(&mut context, snapshot.client_mac, source, slot, frame)
+            }
             Source::OuterError => self.outer_error(&mut context, slot.get(frame).unwrap_or(&[])),
         };
         self.account(&verdict);
@@ -139,6 +141,30 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
     }
 
+    /// Timers: sweeps a bounded piece of the flow table, lets held fragments go. Called at least
+    /// every few tens of milliseconds, also when idle.
+    pub fn tick<O: Outlet>(&mut self, now: Time, snapshot: &Snapshot, outlet: &mut O) {
+        let mut context = Context { now, snapshot, outlet };
+        self.expire_fragments(&mut context);
+        let Parts { flows, counters, .. } = &mut self.parts;
+        flows.sweep(now, SWEEP_BUDGET, |ended| balance::count_ended(counters, &ended));
+    }
+
+    /// Copies flows from slot `cursor` on into `records`, up to its capacity. Gives the slot to go
+    /// on from, `None` at the end of the table.
+    pub fn connections(&self, cursor: usize, records: &mut Vec<FlowRecord>) -> Option<usize> {
+        let slots = self.parts.flows.slots();
+        for (number, slot) in slots.iter().enumerate().skip(cursor) {
+            if records.len() == records.capacity() {
+                return Some(number);
+            }
+            if let Ok(Some(record)) = slot.read() {
+                records.push(record);
+            }
+        }
+        None
+    }
+
     /// A frame from the TAP: link header, then by ethertype.
     fn from_tap<O: Outlet>(
         &mut self,
@@ -155,7 +181,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         match (ethertype, slot[ip.clone()].first().map(|byte| byte >> 4)) {
             (packet::ETHERTYPE_ARP, _) => {
                 let mac = Some(context.snapshot.tap_mac);
-                self.neighbour(context.snapshot, mac, Source::Tap, slot, frame)
+                self.neighbour(context, mac, Source::Tap, slot, frame)
             }
             (packet::ETHERTYPE_IPV4, Some(4)) | (packet::ETHERTYPE_IPV6, Some(6)) => {
                 match Datagram::parse(&slot[ip.clone()]) {
@@ -187,7 +213,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let snapshot = context.snapshot;
         if neighbour::is_solicitation(datagram, received.packet()) {
             let Received { slot, frame, .. } = received;
-            return self.neighbour(snapshot, Some(snapshot.tap_mac), Source::Tap, slot, frame);
+            return self.neighbour(context, Some(snapshot.tap_mac), Source::Tap, slot, frame);
         }
         let Some(vip) = snapshot.services.vip(&datagram.destination) else {
             return Verdict::Drop(DropReason::NotVip);
@@ -205,9 +231,9 @@ impl<S: AsRef<[Slot]>> Director<S> {
     }
 
     /// ARP and neighbour solicitations, from the TAP or the client-facing interface.
-    fn neighbour(
+    fn neighbour<O: Outlet>(
         &mut self,
-        snapshot: &Snapshot,
+        context: &mut Context<'_, O>,
         mac: Option<[u8; 6]>,
         source: Source,
         slot: &mut [u8],
@@ -216,6 +242,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let Some(mac) = mac else {
             return Verdict::Pass;
         };
+        let snapshot = context.snapshot;
         let is_vip = |address: &packet::Address| snapshot.services.vip(address).is_some();
         match neighbour::answer(slot, frame, mac, is_vip) {
             neighbour::Answer::Reply(range) => {
@@ -225,6 +252,11 @@ impl<S: AsRef<[Slot]>> Director<S> {
                     Source::Tap | Source::OuterError => ReplyTo::Tap,
                 };
                 Verdict::Reply { to, range }
+            }
+            neighbour::Answer::Conflict { vip, mac } => {
+                self.parts.counters.worker.address_conflicts.add(1);
+                self.event(context, Event::AddressConflict { vip, mac });
+                Verdict::Pass
             }
             neighbour::Answer::NotOurs => Verdict::Pass,
             neighbour::Answer::Malformed(reason) => Verdict::Drop(reason),
