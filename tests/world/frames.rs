@@ -1,0 +1,133 @@
+//! Frames that clients and hosts send, built with etherparse.
+
+use etherparse::{PacketBuilder, PacketBuilderStep};
+use std::net::{IpAddr, SocketAddr};
+
+
+use super::{HOST_MAC, TAP_MAC};
+
+/// A TCP segment of a client.
+#[derive(Clone, Debug)]
+pub struct Tcp<'a> {
+    pub client: &'a str,
+    pub vip: &'a str,
+    pub sequence: u32,
+    /// With it, the ACK flag is set.
+    pub acknowledgement: Option<u32>,
+    pub syn: bool,
+    pub fin: bool,
+    pub rst: bool,
+    pub payload: &'a [u8],
+    pub dont_fragment: bool,
+    pub hop_limit: u8,
+}
+
+impl<'a> Tcp<'a> {
+    pub fn syn(client: &'a str, vip: &'a str) -> Self {
+        let (sequence, acknowledgement) = (1000, None);
+        let (syn, fin, rst, payload) = (true, false, false, &[][..]);
+        let (dont_fragment, hop_limit) = (true, 64);
+        Self {
+            client,
+            vip,
+            sequence,
+            acknowledgement,
+            syn,
+            fin,
+            rst,
+            payload,
+            dont_fragment,
+            hop_limit,
+        }
+    }
+
+    /// A later segment with payload, `offset` bytes behind the SYN.
+    pub fn data(client: &'a str, vip: &'a str, offset: u32, payload: &'a [u8]) -> Self {
+        let sequence = 1001 + offset;
+        Self { syn: false, sequence, acknowledgement: Some(5000), payload, ..Self::syn(client, vip) }
+    }
+
+    pub fn frame(&self) -> Vec<u8> {
+        let (client, vip) = ends(self.client, self.vip);
+        let mut step = ip(client.ip(), vip.ip(), self.hop_limit, self.dont_fragment).tcp(
+            client.port(),
+            vip.port(),
+            self.sequence,
+            64_000,
+        );
+        if let Some(acknowledgement) = self.acknowledgement {
+            step = step.ack(acknowledgement);
+        }
+        if self.syn {
+            step = step.syn();
+        }
+        if self.fin {
+            step = step.fin();
+        }
+        if self.rst {
+            step = step.rst();
+        }
+        let mut frame = Vec::new();
+        step.write(&mut frame, self.payload).unwrap();
+        frame
+    }
+}
+
+/// A UDP datagram of a client.
+pub fn udp(client: &str, vip: &str, payload: &[u8]) -> Vec<u8> {
+    let (client, vip) = ends(client, vip);
+    let mut frame = Vec::new();
+    ip(client.ip(), vip.ip(), 64, false)
+        .udp(client.port(), vip.port())
+        .write(&mut frame, payload)
+        .unwrap();
+    frame
+}
+
+/// An echo request to a VIP.
+pub fn echo_request(client: &str, vip: &str) -> Vec<u8> {
+    let (client, vip): (IpAddr, IpAddr) = (client.parse().unwrap(), vip.parse().unwrap());
+    let step = ip(client, vip, 64, false);
+    let mut frame = Vec::new();
+    if vip.is_ipv4() {
+        step.icmpv4_echo_request(7, 1).write(&mut frame, b"ping").unwrap();
+    } else {
+        step.icmpv6_echo_request(7, 1).write(&mut frame, b"ping").unwrap();
+    }
+    frame
+}
+
+/// The two ends of a flow.
+pub fn ends(client: &str, vip: &str) -> (SocketAddr, SocketAddr) {
+    (client.parse().unwrap(), vip.parse().unwrap())
+}
+
+/// Link and IP header from a client to a VIP, as the host's kernel puts them on the TAP.
+pub fn ip(
+    source: IpAddr,
+    destination: IpAddr,
+    hop_limit: u8,
+    dont_fragment: bool,
+) -> PacketBuilderStep<etherparse::IpHeaders> {
+    let link: PacketBuilderStep<etherparse::Ethernet2Header> =
+        PacketBuilder::ethernet2(HOST_MAC, TAP_MAC);
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut header = etherparse::Ipv4Header::new(
+                0,
+                hop_limit,
+                etherparse::IpNumber::TCP,
+                source.octets(),
+                destination.octets(),
+            )
+            .unwrap();
+            header.dont_fragment = dont_fragment;
+            header.identification = 77;
+            link.ip(etherparse::IpHeaders::Ipv4(header, etherparse::Ipv4Extensions::default()))
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            link.ipv6(source.octets(), destination.octets(), hop_limit)
+        }
+        _ => panic!("client and VIP are of one family"),
+    }
+}
