@@ -118,13 +118,19 @@ impl Service {
     }
 }
 
+/// A range of ports and the place of its service.
+struct PortRange {
+    ports: RangeInclusive<u16>,
+    service: u32,
+}
+
 /// Services by what packets carry. Built by control, never changed.
 #[derive(Default)]
 pub struct ServiceTable {
     services: Box<[Service]>,
     vips: AHashMap<Address, VipId>,
     exact: AHashMap<(VipId, u8, u16), u32>,
-    ranges: AHashMap<(VipId, u8), Box<[(u16, u16, u32)]>>,
+    ranges: AHashMap<(VipId, u8), Box<[PortRange]>>,
     any: AHashMap<(VipId, u8), u32>,
 }
 
@@ -132,7 +138,7 @@ impl ServiceTable {
     /// Indexes `services`; of two that claim the same port the first wins (config refuses that).
     pub fn new(services: Vec<Service>) -> Self {
         let mut table = Self::default();
-        let mut ranges: AHashMap<(VipId, u8), Vec<(u16, u16, u32)>> = AHashMap::default();
+        let mut ranges: AHashMap<_, Vec<PortRange>> = AHashMap::default();
         for (index, service) in (0u32..).zip(&services) {
             let at = (service.vip, service.protocol.number());
             table.vips.insert(super::packet::address(service.address), service.vip);
@@ -143,7 +149,8 @@ impl ServiceTable {
                     }
                 }
                 Ports::Range(range) => {
-                    ranges.entry(at).or_default().push((*range.start(), *range.end(), index));
+                    let ports = range.clone();
+                    ranges.entry(at).or_default().push(PortRange { ports, service: index });
                 }
                 Ports::Any => {
                     table.any.entry(at).or_insert(index);
@@ -181,7 +188,7 @@ impl ServiceTable {
             .copied()
             .or_else(|| {
                 let ranges = self.ranges.get(&at)?;
-                ranges.iter().find(|(low, high, _)| (*low..=*high).contains(&port)).map(|r| r.2)
+                ranges.iter().find(|range| range.ports.contains(&port)).map(|range| range.service)
             })
             .or_else(|| self.any.get(&at).copied())?;
         self.services.get(index as usize)

@@ -178,7 +178,13 @@ pub trait Outlet {
     fn bytes(&mut self, scratch: &Self::Scratch) -> &mut [u8];
     /// Sends `range` of the slot on `egress`; the shell frees the slot when the send completes and
     /// then calls [`super::director::Director::sent`] with `account`.
-    fn send(&mut self, scratch: Self::Scratch, egress: EgressId, range: Range<usize>, account: Account);
+    fn send(
+        &mut self,
+        scratch: Self::Scratch,
+        egress: EgressId,
+        range: Range<usize>,
+        account: Account,
+    );
     /// Gives a slot back unsent.
     fn release(&mut self, scratch: Self::Scratch);
     /// Queues an event for control; false when the queue is full.
