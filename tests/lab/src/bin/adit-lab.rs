@@ -1,0 +1,50 @@
+//! `adit-lab`: the lab by hand. Builds the standard networks and keeps them until it is interrupted,
+//! for looking around with `ip netns exec`.
+
+use std::io::{Read, Write};
+
+use adit_lab::{Lab, LabSpec};
+use clap::Parser;
+
+#[derive(Parser)]
+#[command(about = "The networks of Adit's tests, by hand")]
+enum Task {
+    /// Build a lab and keep it until standard input ends or a signal comes.
+    Up {
+        /// Real servers in the first data centre.
+        #[arg(long, default_value_t = 1)]
+        dc1: usize,
+        /// Real servers in the second data centre.
+        #[arg(long, default_value_t = 1)]
+        dc2: usize,
+        /// Without databases on the real servers.
+        #[arg(long)]
+        no_postgres: bool,
+    },
+    /// Remove what labs left behind whose processes were killed. Every new lab does it too.
+    Sweep,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Task::parse() {
+        Task::Up { dc1, dc2, no_postgres } => up(dc1, dc2, !no_postgres),
+        Task::Sweep => Ok(adit_lab::run::sweep_leftovers()?),
+    }
+}
+
+fn up(dc1: usize, dc2: usize, postgres: bool) -> anyhow::Result<()> {
+    let lab = Lab::build(LabSpec { reals: [dc1, dc2], postgres, ..LabSpec::default() })?;
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "run {} in {}", lab.run().prefix(), lab.run().dir().display())?;
+    for namespace in [&lab.client, &lab.r0, &lab.dc_routers[0], &lab.dc_routers[1]] {
+        writeln!(out, "ip netns exec {} sh", namespace.name())?;
+    }
+    writeln!(out, "ip netns exec {} sh", lab.director().namespace().name())?;
+    for real in &lab.reals {
+        writeln!(out, "{} at {}: {}", real.name(), real.address(false), lab.real_kind())?;
+    }
+    writeln!(out, "up")?;
+    out.flush()?;
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}

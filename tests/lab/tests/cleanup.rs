@@ -1,0 +1,133 @@
+//! Whatever ends a lab, nothing of it stays.
+#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_lab::neighbour::resolve;
+use adit_lab::{Namespace, Process, Run, wait_until};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Namespaces, directory and processes of a run.
+fn remains(prefix: &str) -> Vec<String> {
+    let mut found: Vec<String> = fs::read_dir("/run/netns")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.starts_with(&format!("{prefix}-")))
+        .collect();
+    let dir = format!("/tmp/adit-lab/{prefix}");
+    if Path::new(&dir).exists() {
+        found.push(dir);
+    }
+    found.extend(processes(prefix));
+    found
+}
+
+/// Processes, by number and command line, whose command line names the run.
+fn processes(word: &str) -> Vec<String> {
+    fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| {
+            let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let words = fs::read(entry.path().join("cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&words).replace('\0', " ");
+            line.split(['/', ' ', '=']).any(|part| part == word).then(|| format!("{pid} {line}"))
+        })
+        .collect()
+}
+
+/// A lab in a process of its own: routers, a guest, a shell that waits.
+fn lab_in_another_process() -> (Child, String) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_adit-lab"))
+        .args(["up", "--dc1", "1", "--dc2", "0", "--no-postgres"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let first = lines.next().expect("the lab comes up");
+    let prefix = first.split(' ').nth(1).unwrap().to_owned();
+    assert!(lines.any(|line| line == "up"));
+    (child, prefix)
+}
+
+fn assert_gone(prefix: &str) {
+    wait_until(SOON, "the run's end", || remains(prefix).is_empty())
+        .unwrap_or_else(|error| panic!("{error}: {:#?}", remains(prefix)));
+}
+
+#[test]
+fn a_lab_goes_when_its_process_is_ended_by_a_signal() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
+        let (mut child, prefix) = lab_in_another_process();
+        assert!(remains(&prefix).len() > 6, "{:?}", remains(&prefix));
+        kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+        child.wait().unwrap();
+        assert_gone(&prefix);
+    }
+}
+
+#[test]
+fn a_lab_goes_by_the_next_one_when_its_reaper_was_killed_too() {
+    let (mut child, prefix) = lab_in_another_process();
+    let reaper = processes("adit-lab-cleanup")
+        .into_iter()
+        .find(|line| line.contains(&format!("{prefix} ")))
+        .expect("a reaper");
+    let reaper: i32 = reaper.split(' ').next().unwrap().parse().unwrap();
+    kill(Pid::from_raw(reaper), Signal::SIGKILL).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Another test's new lab may have done it by now; then this one finds it done.
+    drop(Run::new().unwrap());
+    assert_gone(&prefix);
+}
+
+#[test]
+fn a_lab_goes_with_a_panic() {
+    let mut prefix = String::new();
+    let ended = catch_unwind(AssertUnwindSafe(|| {
+        let run = Arc::new(Run::new().unwrap());
+        prefix = run.prefix().to_owned();
+        let host = Namespace::create(&run, "host").unwrap();
+        let _forgotten: std::mem::ManuallyDrop<Process> = std::mem::ManuallyDrop::new(
+            adit_lab::Host::start(&host, "sleep", &["sleep", "1000"]).unwrap(),
+        );
+        assert!(remains(&prefix).len() >= 2);
+        panic!("as a failing test does");
+    }));
+    assert!(ended.is_err());
+    assert_gone(&prefix);
+}
+
+#[test]
+fn two_runs_with_the_same_addresses_do_not_meet() {
+    let labs: Vec<_> = (0..2)
+        .map(|_| {
+            let run = Arc::new(Run::new().unwrap());
+            let (a, b) =
+                (Namespace::create(&run, "a").unwrap(), Namespace::create(&run, "b").unwrap());
+            adit_lab::network::wire(&a, "eth0", &b, "eth0").unwrap();
+            adit_lab::network::addresses(&a, "eth0", &["192.0.2.1/24"]).unwrap();
+            (a, b)
+        })
+        .collect();
+    // Only the first has the other end's address.
+    adit_lab::network::addresses(&labs[0].1, "eth0", &["192.0.2.2/24"]).unwrap();
+    let who = |host: &Namespace| {
+        resolve(host, "eth0", "192.0.2.2".parse().unwrap(), Duration::from_millis(500)).unwrap()
+    };
+    assert_eq!(who(&labs[0].0).len(), 1);
+    assert_eq!(who(&labs[1].0), []);
+}
