@@ -6,8 +6,13 @@
 pub mod conntrack;
 pub mod counters;
 pub mod hash;
+pub mod icmp;
 pub mod ids;
+pub mod neighbour;
 pub mod packet;
+pub mod reply;
+#[cfg(test)]
+mod sample_packets;
 pub mod scheduler;
 pub mod service;
 pub mod snapshot;
