@@ -10,6 +10,7 @@ pub mod icmp;
 pub mod ids;
 pub mod neighbour;
 pub mod packet;
+pub mod path_mtu;
 pub mod reply;
 #[cfg(test)]
 mod sample_packets;

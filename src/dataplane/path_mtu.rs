@@ -1,0 +1,384 @@
+//! Path MTU of the tunnels, one per real server (RFC 1191, RFC 8201, RFC 2003 §5.1, RFC 2473 §7.1).
+//!
+//! It is learned from ICMP errors about outer packets. Anybody can write such a message, so it has
+//! to prove that its author saw one of our packets:
+//!
+//! * Over IPv4 with DF, the identification of the outer header is a [`cookie`]. It is computed
+//!   again from the quoted first 8 bytes behind the outer header, all that old routers quote
+//!   (RFC 792).
+//! * Where the quote reaches to the inner ports, the quoted flow must be in the flow table, on that
+//!   real server, and for TCP the quoted sequence number must be near the flow's.
+//! * Over IPv6 there is no such field, and the flow alone is asked for.
+//!
+//! A forger who knows nothing but addresses has 16 guesses a minute at 16 bits with two secrets in
+//! force: once in a day or so one real server's path MTU falls to its floor for 10 minutes.
+
+use std::time::Duration;
+
+use super::{
+    icmp::{self, ErrorKind, ErrorMessage, Message, Unreachable},
+    ids::RealId,
+    packet::{Address, Datagram, Family, Quote},
+    snapshot::Snapshot,
+    time::Time,
+    verdict::DropReason,
+};
+
+/// How long a learned path MTU holds before larger packets try again (RFC 1191 §6.3, RFC 8201 §4,
+/// and Linux's `mtu_expires`).
+pub const MTU_LIFETIME: Duration = Duration::from_secs(600);
+/// The least path MTU believed over IPv4: Linux's `min_pmtu` (512 bytes of data, 40 of headers).
+/// Less is claimed by attackers, who gain from many small packets, and by hardly any real link.
+pub const MTU_FLOOR_V4: u16 = 552;
+/// The least MTU of an IPv6 link (RFC 8200 §5).
+pub const MTU_FLOOR_V6: u16 = 1280;
+/// The least MTU of an IPv4 link (RFC 791 §3.2). A message that says less is nonsense.
+const MTU_MIN_V4: u32 = 68;
+/// Wrong cookies of a minute after which quotes without a flow are not believed any more.
+const WRONG_COOKIES_MAX: u16 = 16;
+/// The minute.
+const WRONG_COOKIES_WINDOW: Duration = Duration::from_secs(60);
+/// Protocol numbers of packets in our tunnels: IPv4 and IPv6.
+const TUNNEL_PROTOCOLS: [u8; 2] = [adit_tunnel::PROTOCOL_IPV4, adit_tunnel::PROTOCOL_IPV6];
+/// What links there are, for routers that do not say their MTU (RFC 1191 §7.1), from the top.
+const PLATEAUS: [u16; 10] = [65535, 32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296];
+
+/// Identification of an outer IPv4 packet with DF: the XOR-fold of the first 8 bytes of the inner
+/// packet, and a secret. RFC 6864 §4.1 leaves the field free there; 0 is avoided, since some
+/// middleboxes fill it in.
+///
+/// The bytes hold the inner length and identification (IPv4) or flow label (IPv6), nothing that a
+/// router changes under way.
+pub fn cookie(inner: &[u8], secret: u16) -> u16 {
+    let pairs = inner.as_chunks().0.iter().take(4);
+    match pairs.fold(secret, |folded, pair| folded ^ u16::from_be_bytes(*pair)) {
+        0 => 0xffff,
+        cookie => cookie,
+    }
+}
+
+/// The flow that a quoted inner packet belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InnerQuote {
+    /// IP protocol.
+    pub protocol: u8,
+    /// Source address: the client.
+    pub source: Address,
+    /// Source port.
+    pub source_port: u16,
+    /// Destination address: the VIP.
+    pub destination: Address,
+    /// Destination port.
+    pub destination_port: u16,
+    /// Sequence number of a TCP segment.
+    pub sequence: Option<u32>,
+}
+
+/// What the flow table says about a quoted flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowCheck {
+    /// Not tracked.
+    Unknown,
+    /// Tracked.
+    Known {
+        /// Real server that has it.
+        real: RealId,
+        /// Whether the quoted sequence number is near the client's last; true where there is none.
+        sequence_plausible: bool,
+    },
+}
+
+/// What a valid ICMP error about an outer packet says, when it does not change a path MTU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OuterNotice {
+    /// Too big, but no smaller than known already.
+    NoNews,
+    /// The real server, or its network, is unreachable.
+    Unreachable(Unreachable),
+    /// The outer TTL ran out: a routing loop, or a hop limit set too low.
+    TimeExceeded,
+    /// A field of the outer header was not understood.
+    ParameterProblem,
+}
+
+/// What became of an ICMP error that reached the director.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OuterError {
+    /// Not about a tunnel packet of ours.
+    NotOurs,
+    /// A path MTU became smaller.
+    Updated {
+        /// Real server at the end of the path.
+        real: RealId,
+        /// New path MTU, bytes of outer packet.
+        mtu: u16,
+    },
+    /// True, and only to be counted.
+    Counted {
+        /// Real server at the end of the path.
+        real: RealId,
+        /// What it says.
+        kind: OuterNotice,
+    },
+    /// Its cookie, flow or sequence number is wrong.
+    Forged,
+    /// Nothing in it can be checked, or not now (too many wrong cookies), or its MTU is absurd.
+    Ignored,
+    /// No valid message.
+    Malformed(DropReason),
+}
+
+/// A path MTU in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LearnedMtu {
+    /// Real server at the end of the path.
+    pub real: RealId,
+    /// Path MTU, bytes of outer packet.
+    pub mtu: u16,
+    /// When it is forgotten.
+    pub expires: Time,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Path {
+    /// Learned MTU, in force until `expires`.
+    mtu: u16,
+    expires: Time,
+    /// Identification of the last packet without DF.
+    identification: u16,
+    /// Wrong cookies since `window`.
+    wrong_cookies: u16,
+    window: Time,
+}
+
+impl Path {
+    fn learned(&self, now: Time) -> Option<u16> {
+        (now < self.expires).then_some(self.mtu)
+    }
+
+    fn count_wrong_cookie(&mut self, now: Time) {
+        if now.saturating_since(self.window) >= WRONG_COOKIES_WINDOW {
+            self.window = now;
+            self.wrong_cookies = 0;
+        }
+        self.wrong_cookies = self.wrong_cookies.saturating_add(1);
+    }
+
+    /// Whether so many cookies were wrong that one more guess may not be had.
+    fn is_under_attack(&self, now: Time) -> bool {
+        self.wrong_cookies >= WRONG_COOKIES_MAX
+            && now.saturating_since(self.window) < WRONG_COOKIES_WINDOW
+    }
+}
+
+/// An ICMP error about a packet in a tunnel, with what can be checked.
+struct Claim<'a> {
+    message: &'a ErrorMessage,
+    /// The quote, from its outer header on.
+    quoted: &'a [u8],
+    /// The flow it belongs to, where the quote is long enough to say.
+    inner: Option<InnerQuote>,
+}
+
+/// How far a claim could be checked.
+enum Proof {
+    Valid,
+    Forged,
+    Ignored,
+}
+
+impl Claim<'_> {
+    /// Whether the quoted outer packet has a cookie: IPv4 with DF.
+    const fn has_cookie(&self) -> bool {
+        matches!(self.message.quote.family, Family::V4) && self.message.quote.dont_fragment
+    }
+
+    fn cookie_is_right(&self, secrets: [u16; 2]) -> bool {
+        let inner = &self.quoted[self.message.quote.header_len..];
+        secrets.iter().any(|secret| cookie(inner, *secret) == self.message.quote.identification)
+    }
+
+    /// The MTU that is claimed, if it is one that can be: floored, and guessed where an old router
+    /// does not say (RFC 1191 §5). A packet without DF cannot have been too big.
+    fn mtu(&self, claimed: u32) -> Option<u16> {
+        let quote = &self.message.quote;
+        match quote.family {
+            Family::V4 if !quote.dont_fragment => None,
+            Family::V4 => {
+                let mtu = match claimed {
+                    0 => next_plateau(quote.total_len),
+                    1..MTU_MIN_V4 => return None,
+                    _ => saturating_u16(claimed),
+                };
+                Some(mtu.max(MTU_FLOOR_V4))
+            }
+            // RFC 8201 §4: such a message must be discarded.
+            Family::V6 if claimed < u32::from(MTU_FLOOR_V6) => None,
+            Family::V6 => Some(saturating_u16(claimed)),
+        }
+    }
+}
+
+/// The largest of [`PLATEAUS`] that is smaller than a packet which did not go through.
+fn next_plateau(total_len: usize) -> u16 {
+    let smaller = |plateau: &&u16| usize::from(**plateau) < total_len;
+    PLATEAUS.iter().find(smaller).copied().unwrap_or(0)
+}
+
+fn saturating_u16(mtu: u32) -> u16 {
+    u16::try_from(mtu).unwrap_or(u16::MAX)
+}
+
+/// The flow of the packet in the tunnel, if the quote reaches to its ports and it is no later
+/// fragment.
+fn inner_quote(outer: &Quote, quoted: &[u8]) -> Option<InnerQuote> {
+    let bytes = &quoted[outer.header_len..];
+    let inner = Quote::parse(bytes).ok()?;
+    let (source_port, destination_port) = inner.ports(bytes)?;
+    Some(InnerQuote {
+        protocol: inner.protocol,
+        source: inner.source,
+        source_port,
+        destination: inner.destination,
+        destination_port,
+        sequence: inner.sequence(bytes),
+    })
+}
+
+/// Path MTUs and identifications of all tunnels of one worker, by [`RealId`].
+pub struct PathMtus {
+    paths: Box<[Path]>,
+    /// Identifications for ids beyond `paths`.
+    spare_identification: u16,
+}
+
+impl PathMtus {
+    /// For real servers with ids below `capacity`. The others are used at their link's MTU.
+    pub fn new(capacity: usize) -> Self {
+        Self { paths: vec![Path::default(); capacity].into(), spare_identification: 0 }
+    }
+
+    /// Path MTU to a real server: what was learned in the last 10 minutes, at most the link's MTU.
+    pub fn mtu(&self, now: Time, real: RealId, link_mtu: u16) -> u16 {
+        let learned = self.paths.get(real.index()).and_then(|path| path.learned(now));
+        learned.map_or(link_mtu, |mtu| mtu.min(link_mtu))
+    }
+
+    /// Identification for the next packet without DF to a real server; never 0.
+    pub fn next_identification(&mut self, real: RealId) -> u16 {
+        let last = match self.paths.get_mut(real.index()) {
+            Some(path) => &mut path.identification,
+            None => &mut self.spare_identification,
+        };
+        *last = last.checked_add(1).unwrap_or(1);
+        *last
+    }
+
+    /// What was learned and holds now.
+    pub fn learned(&self, now: Time) -> impl Iterator<Item = LearnedMtu> {
+        (0..).map(RealId).zip(&self.paths).filter_map(move |(real, path)| {
+            path.learned(now).map(|mtu| LearnedMtu { real, mtu, expires: path.expires })
+        })
+    }
+
+    /// Takes in an ICMP error that the director's host received; `packet` starts at its IP header.
+    /// `flow` asks the flow table about a quoted flow.
+    pub fn outer_error(
+        &mut self,
+        now: Time,
+        packet: &[u8],
+        snapshot: &Snapshot,
+        mut flow: impl FnMut(&InnerQuote) -> FlowCheck,
+    ) -> OuterError {
+        let datagram = match Datagram::parse(packet) {
+            Ok(datagram) => datagram,
+            Err(error) => return OuterError::Malformed(icmp::reason(&error)),
+        };
+        let message = match icmp::classify(&datagram, packet) {
+            Ok(Message::Error(message)) => message,
+            Ok(Message::EchoRequest | Message::Unsupported) => return OuterError::NotOurs,
+            Err(reason) => return OuterError::Malformed(reason),
+        };
+        if !TUNNEL_PROTOCOLS.contains(&message.quote.protocol) {
+            return OuterError::NotOurs;
+        }
+        let quote = &message.quote;
+        let mut outcome = OuterError::NotOurs;
+        // Two ids share a tunnel only while one that was removed still has flows.
+        for (real, server) in snapshot.reals.of_tunnel(&quote.source, &quote.destination) {
+            // An error goes to who sent the packet it is about (RFC 1122 §3.2.2, RFC 4443 §2.2).
+            if datagram.destination != quote.source {
+                return OuterError::Malformed(DropReason::Malformed);
+            }
+            let quoted = &packet[message.quote_range()];
+            let claim = Claim { message: &message, quoted, inner: inner_quote(quote, quoted) };
+            outcome = match self.prove(now, real, server.cookie_secrets, &claim, &mut flow) {
+                Proof::Valid => return self.believe(now, real, server.link_mtu, &claim),
+                Proof::Forged => OuterError::Forged,
+                Proof::Ignored => OuterError::Ignored,
+            };
+        }
+        outcome
+    }
+
+    fn prove(
+        &mut self,
+        now: Time,
+        real: RealId,
+        secrets: [u16; 2],
+        claim: &Claim<'_>,
+        flow: impl FnOnce(&InnerQuote) -> FlowCheck,
+    ) -> Proof {
+        let Some(path) = self.paths.get_mut(real.index()) else {
+            return Proof::Ignored;
+        };
+        if claim.has_cookie() {
+            if claim.inner.is_none() && path.is_under_attack(now) {
+                return Proof::Ignored;
+            }
+            if !claim.cookie_is_right(secrets) {
+                path.count_wrong_cookie(now);
+                return Proof::Forged;
+            }
+        }
+        match claim.inner.as_ref().map(flow) {
+            Some(FlowCheck::Known { real: owner, sequence_plausible: true }) if owner == real => {
+                Proof::Valid
+            }
+            Some(FlowCheck::Known { .. } | FlowCheck::Unknown) => Proof::Forged,
+            None if claim.has_cookie() => Proof::Valid,
+            None => Proof::Ignored,
+        }
+    }
+
+    /// Takes over a claimed MTU if it is lower than the present one. A path that widens is found by
+    /// expiry only: no message is believed that says so.
+    fn lower(
+        &mut self,
+        now: Time,
+        real: RealId,
+        link_mtu: u16,
+        claimed: Option<u16>,
+    ) -> OuterError {
+        let present = self.mtu(now, real, link_mtu);
+        match (claimed, self.paths.get_mut(real.index())) {
+            (Some(mtu), Some(path)) if mtu < present => {
+                path.mtu = mtu;
+                path.expires = now + MTU_LIFETIME;
+                OuterError::Updated { real, mtu }
+            }
+            (Some(_), _) => OuterError::Counted { real, kind: OuterNotice::NoNews },
+            (None, _) => OuterError::Ignored,
+        }
+    }
+
+    fn believe(&mut self, now: Time, real: RealId, link_mtu: u16, claim: &Claim<'_>) -> OuterError {
+        let kind = match claim.message.kind {
+            ErrorKind::TooBig { mtu } => return self.lower(now, real, link_mtu, claim.mtu(mtu)),
+            ErrorKind::Unreachable(why) => OuterNotice::Unreachable(why),
+            ErrorKind::TimeExceeded => OuterNotice::TimeExceeded,
+            ErrorKind::ParameterProblem => OuterNotice::ParameterProblem,
+        };
+        OuterError::Counted { real, kind }
+    }
+}
