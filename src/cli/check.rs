@@ -1,11 +1,17 @@
 //! `adit check`: mistakes in the configuration and in the host's setup.
 
-use super::{CommandError, Global, Outcome, load_config, output};
+use super::output::{self, TextTable};
+use super::{CommandError, Global, Outcome, load_config};
 use crate::control::config::{
     Config, ConfigErrors, HashKey, RenderStyle, config_hash, services_hash,
 };
+use crate::control::finding::{Finding, Severity};
+use crate::control::netlink::NetlinkError;
+use crate::control::netlink::egress::RealPath;
+use crate::control::{host, runtime};
 use clap::Args;
 use serde::Serialize;
+use std::net::IpAddr;
 
 /// `adit check`.
 #[derive(Debug, Args)]
@@ -13,37 +19,6 @@ pub struct CheckArgs {
     /// Look at the configuration only, not at this host.
     #[arg(long)]
     pub offline: bool,
-}
-
-/// How much a finding matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Severity {
-    /// Traffic would fail, or the director would not start.
-    Error,
-    /// Allowed, and perhaps not meant.
-    Warning,
-}
-
-/// One thing `check` has to say.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Finding {
-    /// How much it matters.
-    pub(crate) severity: Severity,
-    /// What was seen.
-    pub(crate) message: String,
-    /// What it means and how to mend it.
-    pub(crate) help: String,
-}
-
-impl Finding {
-    pub(crate) fn new(
-        severity: Severity,
-        message: impl Into<String>,
-        help: impl Into<String>,
-    ) -> Self {
-        Finding { severity, message: message.into(), help: help.into() }
-    }
 }
 
 #[derive(Serialize)]
@@ -55,6 +30,8 @@ struct Report {
     services: usize,
     real_servers: usize,
     findings: Vec<Finding>,
+    /// The way to each real server; empty with `--offline`.
+    paths: Vec<RealPath>,
 }
 
 #[derive(Serialize)]
@@ -63,7 +40,7 @@ struct RefusedReport<'a> {
     problems: &'a [crate::control::config::Problem],
 }
 
-pub(super) fn run(_args: &CheckArgs, global: &Global) -> Result<Outcome, CommandError> {
+pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<Outcome, CommandError> {
     let config = match load_config(&global.config) {
         Ok(config) => config,
         Err(CommandError::Config(errors)) => {
@@ -72,7 +49,13 @@ pub(super) fn run(_args: &CheckArgs, global: &Global) -> Result<Outcome, Command
         }
         Err(other) => return Err(other),
     };
-    let report = report(&config, global);
+    let mut report = report(&config, global);
+    if !args.offline {
+        let (findings, paths) = look_at_host(&config);
+        report.findings.extend(findings);
+        report.findings.sort_by_key(|f| f.severity);
+        report.paths = paths;
+    }
     let refused = report.findings.iter().any(|f| f.severity == Severity::Error);
     if global.json {
         output::json(&report);
@@ -80,6 +63,22 @@ pub(super) fn run(_args: &CheckArgs, global: &Global) -> Result<Outcome, Command
         show(&report);
     }
     Ok(if refused { Outcome::Refused } else { Outcome::Fine })
+}
+
+fn look_at_host(config: &Config) -> (Vec<Finding>, Vec<RealPath>) {
+    let failed = |what: String| {
+        let help = "the rest of the host was not looked at; --offline checks the file alone";
+        (vec![Finding::error(what, help)], Vec::new())
+    };
+    let facts: Result<host::HostFacts, NetlinkError> =
+        match runtime::block_on(host::observe(config)) {
+            Ok(facts) => facts,
+            Err(error) => return failed(error.to_string()),
+        };
+    match facts {
+        Ok(facts) => (host::judge(config, &facts), facts.survey.paths),
+        Err(error) => failed(error.to_string()),
+    }
 }
 
 /// Shows what is wrong with a file: drawn on standard error, or as JSON on standard output.
@@ -96,15 +95,12 @@ pub(super) fn show_errors(errors: &ConfigErrors, global: &Global) {
 }
 
 fn report(config: &Config, global: &Global) -> Report {
-    let mut findings: Vec<Finding> = config
-        .warnings()
-        .into_iter()
-        .map(|w| Finding::new(Severity::Warning, w.message, w.help))
-        .collect();
+    let mut findings: Vec<Finding> =
+        config.warnings().into_iter().map(|w| Finding::warning(w.message, w.help)).collect();
     let key = match HashKey::load(config.director.hash_key_file.as_deref()) {
         Ok(key) => Some(key.fingerprint()),
         Err(error) => {
-            findings.push(Finding::new(Severity::Error, error.to_string(), "adit run refuses it"));
+            findings.push(Finding::error(error.to_string(), "adit run refuses it"));
             None
         }
     };
@@ -117,19 +113,32 @@ fn report(config: &Config, global: &Global) -> Report {
         services: config.services.len(),
         real_servers: config.real_addresses().len(),
         findings,
+        paths: Vec::new(),
     }
 }
 
 fn show(report: &Report) {
     for finding in &report.findings {
-        let word = match finding.severity {
-            Severity::Error => "ERROR",
-            Severity::Warning => "warning",
-        };
-        output::line(&format!("{word}: {}", finding.message));
+        output::line(&format!("{}: {}", finding.severity, finding.message));
         for line in finding.help.lines() {
             output::line(&format!("    {line}"));
         }
+    }
+    if !report.paths.is_empty() {
+        let mut table =
+            TextTable::new(&["Real server", "Source", "By", "Next hop", ">MTU", "Egress"]);
+        for path in &report.paths {
+            let text = |address: Option<IpAddr>| address.map_or("-".into(), |a| a.to_string());
+            table.row([
+                path.address.to_string(),
+                text(path.source),
+                path.interface.clone().unwrap_or_else(|| "-".to_owned()),
+                text(path.next_hop),
+                path.mtu.to_string(),
+                path.egress.to_string(),
+            ]);
+        }
+        output::raw(table.render().as_bytes());
     }
     let count = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
     output::line(&format!(

@@ -2,7 +2,9 @@
 //! the admin socket. What it decides reaches the data plane as one immutable snapshot.
 
 pub mod config;
+pub mod finding;
 pub mod firewall;
+pub mod host;
 pub mod netlink;
 pub mod runtime;
 

@@ -1,0 +1,409 @@
+//! What the host's state means for a director. Pure: facts in, findings out.
+
+use super::firewall::{Hook, HookChain};
+use super::observe::HostFacts;
+use crate::control::config::{Capture, Config, Ports};
+use crate::control::finding::Finding;
+use crate::control::netlink::egress::{Egress, KernelReason};
+use crate::control::netlink::routes::RouteKind;
+use std::net::IpAddr;
+
+// linux/capability.h
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
+const CAP_IPC_LOCK: u32 = 14;
+
+/// What io_uring may pin for buffer slots without CAP_IPC_LOCK: the usual default, and enough
+/// for the slots of one worker at an MTU of 1500.
+const ENOUGH_MEMLOCK: u64 = 8 << 20;
+
+/// All findings about a host, the gravest first.
+#[must_use]
+pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    privileges(facts, &mut findings);
+    devices(config, facts, &mut findings);
+    if config.director.capture == Capture::Route {
+        forwarding(config, facts, &mut findings);
+        reverse_path(config, facts, &mut findings);
+    }
+    firewalls(config, facts, &mut findings);
+    vips(config, facts, &mut findings);
+    real_servers(facts, &mut findings);
+    findings.sort_by_key(|f| f.severity);
+    findings
+}
+
+fn privileges(facts: &HostFacts, findings: &mut Vec<Finding>) {
+    let has = |bit: u32| facts.capabilities.is_none_or(|set| set >> bit & 1 == 1);
+    for (bit, name, use_) in [
+        (CAP_NET_ADMIN, "CAP_NET_ADMIN", "the TAP, routes and firewall rules"),
+        (CAP_NET_RAW, "CAP_NET_RAW", "sending tunnel packets"),
+    ] {
+        if !has(bit) {
+            findings.push(Finding::error(
+                format!("{name} is missing"),
+                format!(
+                    "it is needed for {use_}: run as root, or under systemd with \
+                     AmbientCapabilities={name}"
+                ),
+            ));
+        }
+    }
+    if let Some(error) = &facts.tun_refused {
+        findings.push(Finding::error(
+            format!("/dev/net/tun cannot be opened: {error}"),
+            "load the module with `modprobe tun`; in a container pass the device in \
+             (--device /dev/net/tun)",
+        ));
+    }
+    match facts.io_uring_disabled {
+        Some(2) => findings.push(Finding::error(
+            "io_uring is disabled on this host",
+            "Adit reads and sends through it:\nsysctl -w kernel.io_uring_disabled=0",
+        )),
+        Some(1) => findings.push(Finding::warning(
+            "io_uring is restricted on this host (kernel.io_uring_disabled = 1)",
+            "only CAP_SYS_ADMIN or the group in kernel.io_uring_group may use it; otherwise:\n\
+             sysctl -w kernel.io_uring_disabled=0",
+        )),
+        Some(_) | None => {}
+    }
+    if let Some(bytes) = facts.memlock
+        && bytes < ENOUGH_MEMLOCK
+        && !has(CAP_IPC_LOCK)
+    {
+        findings.push(Finding::error(
+            format!("the memlock limit is {} KiB", bytes >> 10),
+            format!(
+                "buffers shared with the kernel are locked memory: allow {} MiB with \
+                 LimitMEMLOCK= in the unit or `ulimit -l`",
+                ENOUGH_MEMLOCK >> 20
+            ),
+        ));
+    }
+}
+
+fn devices(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    let name = &config.director.interface;
+    let Some(link) = &facts.interface else {
+        findings.push(Finding::error(
+            format!("there is no interface {name}"),
+            "set `interface` to the one that faces the clients (ip link shows them)",
+        ));
+        return;
+    };
+    if !link.up {
+        findings.push(Finding::error(
+            format!("the interface {name} is down"),
+            format!("ip link set {name} up"),
+        ));
+    }
+    if let Some(mtu) = config.director.mtu
+        && u32::from(mtu) < link.mtu
+    {
+        findings.push(Finding::error(
+            format!("`mtu` = {mtu} is less than the {} of {name}", link.mtu),
+            "packets of clients would not fit the TAP: leave the line out",
+        ));
+    }
+    if facts.interface_in_bridge && facts.bridge_netfilter == Some(true) {
+        findings.push(Finding::warning(
+            format!("bridge netfilter is on and {name} belongs to a bridge"),
+            "bridged packets pass the IP firewall, which sees one-sided sessions as invalid:\n\
+             sysctl -w net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0",
+        ));
+    }
+}
+
+fn forwarding(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    let interface = &config.director.interface;
+    let vips = config.vips();
+    if vips.iter().any(IpAddr::is_ipv4) && facts.forwarding_v4 == Some(false) {
+        findings.push(Finding::error(
+            format!("IPv4 forwarding is off on {interface}"),
+            format!(
+                "the kernel routes clients' packets to the TAP only when it forwards:\n\
+                 sysctl -w net.ipv4.ip_forward=1 (or net.ipv4.conf.{interface}.forwarding=1)"
+            ),
+        ));
+    }
+    if !vips.iter().any(IpAddr::is_ipv6) {
+        return;
+    }
+    if facts.forwarding_v6 == Some(false) {
+        findings.push(Finding::error(
+            "IPv6 forwarding is off",
+            "the kernel routes clients' packets to the TAP only when it forwards:\n\
+             sysctl -w net.ipv6.conf.all.forwarding=1",
+        ));
+    }
+    if facts.ipv6_off_for_new == Some(true) {
+        findings.push(Finding::error(
+            "new devices have no IPv6 (net.ipv6.conf.default.disable_ipv6 = 1)",
+            "IPv6 VIPs cannot be routed to the TAP:\nsysctl -w net.ipv6.conf.default.disable_ipv6=0",
+        ));
+    }
+    if facts.accept_ra == Some(1) {
+        findings.push(Finding::warning(
+            format!("{interface} takes router advertisements only while it does not forward"),
+            format!(
+                "with forwarding on, a default route that came from an advertisement is lost:\n\
+                 sysctl -w net.ipv6.conf.{interface}.accept_ra=2"
+            ),
+        ));
+    }
+}
+
+fn reverse_path(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    let interface = &config.director.interface;
+    if facts.rp_filter_interface == Some(1) {
+        findings.push(Finding::warning(
+            format!("strict reverse path filtering is on for {interface}"),
+            format!(
+                "clients whose way back leads by another interface are dropped, and so is what \
+                 real servers send to this host from a VIP; the larger of `all` and the \
+                 interface's own value counts:\n\
+                 sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{interface}.rp_filter=2"
+            ),
+        ));
+    }
+}
+
+fn firewalls(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    if facts.nft_missing {
+        findings.push(Finding::error(
+            "nft is not installed",
+            "Adit keeps packets to VIPs out of conntrack by nftables: install the nftables \
+             package",
+        ));
+    }
+    if let Some(reason) = &facts.chains_unseen {
+        findings.push(Finding::warning(
+            format!("the firewall's rules cannot be seen: {reason}"),
+            "run check as root to have them looked at",
+        ));
+    }
+    let tap = &config.director.tap;
+    let vips = config.vips();
+    // As nft prints them in JSON and iptables in its own form.
+    let mut words = vec![format!("\"{tap}\""), format!(" {tap} ")];
+    words.extend(vips.iter().map(IpAddr::to_string));
+    for chain in facts.chains.iter().chain(&facts.legacy_forward) {
+        let finding = match chain.hook {
+            Hook::Forward if config.director.capture == Capture::Route => {
+                (!chain.seems_to_accept(&words)).then(|| forward_rules(config, chain))
+            }
+            Hook::Forward => None,
+            Hook::Output => output_rules(facts, chain),
+        };
+        findings.extend(finding);
+    }
+}
+
+fn forward_rules(config: &Config, chain: &HookChain) -> Finding {
+    let (tap, interface) = (&config.director.tap, &config.director.interface);
+    let rules = if let Some(program) = chain.name.strip_suffix(" FORWARD") {
+        format!(
+            "{program} -I FORWARD -i {interface} -o {tap} -j ACCEPT\n\
+             {program} -I FORWARD -i {tap} -o {interface} -j ACCEPT"
+        )
+    } else {
+        // iptables-nft shows up here too; nft can add to its chains as well.
+        format!(
+            "nft insert rule {0} iifname \"{interface}\" oifname \"{tap}\" accept\n\
+             nft insert rule {0} iifname \"{tap}\" oifname \"{interface}\" accept",
+            chain.name
+        )
+    };
+    Finding::error(
+        format!("the firewall chain {} drops what it does not accept", chain.name),
+        format!(
+            "clients' packets to VIPs, and Adit's answers to them, are forwarded between \
+             {interface} and {tap}, and no rule seems to accept them:\n{rules}"
+        ),
+    )
+}
+
+/// Outer packets pass the output hook where the kernel routes them; directly sent ones do not.
+fn output_rules(facts: &HostFacts, chain: &HookChain) -> Option<Finding> {
+    let words = ["ipip", "ipencap", "ipv6", "\"right\": 4", "\"right\": 41"].map(str::to_owned);
+    if chain.seems_to_accept(&words) {
+        return None;
+    }
+    let rules = if let Some(program) = chain.name.strip_suffix(" OUTPUT") {
+        format!("{program} -I OUTPUT -p ipencap -j ACCEPT\n{program} -I OUTPUT -p ipv6 -j ACCEPT")
+    } else {
+        format!("nft insert rule {} meta l4proto {{ ipip, ipv6 }} accept", chain.name)
+    };
+    let routed =
+        facts.survey.paths.iter().any(
+            |p| matches!(p.egress, Egress::Kernel(reason) if reason != KernelReason::Unresolved),
+        );
+    let message = format!("the firewall chain {} may drop tunnel packets", chain.name);
+    let help = format!(
+        "those that the kernel routes pass it (direct ones do not, but any real server may come \
+         to need the kernel):\n{rules}"
+    );
+    Some(if routed { Finding::error(message, help) } else { Finding::warning(message, help) })
+}
+
+fn vips(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    for (vip, route) in &facts.vip_routes {
+        if route.kind == RouteKind::Local {
+            findings.push(Finding::error(
+                format!("the VIP {vip} is an address of this host"),
+                format!(
+                    "its packets would be taken in by the host and never reach the TAP:\n\
+                     ip addr del {vip}/{} dev <its device>",
+                    if vip.is_ipv4() { 32 } else { 128 }
+                ),
+            ));
+        }
+    }
+    for source in &facts.foreign_sources {
+        findings.push(Finding::error(
+            format!("the tunnel `source` {source} is not an address of this host"),
+            "errors about tunnel packets would go elsewhere, and reverse path filters drop such \
+             packets: name an address that `ip addr` shows, or leave it to the route",
+        ));
+    }
+    for service in &config.services {
+        if matches!(service.ports, Ports::Any) && service.protocol.to_string() == "udp" {
+            findings.push(Finding::note(
+                format!("service {} takes every UDP port of {}", service.name, service.vip),
+                "traceroute to the VIP ends at a real server",
+            ));
+        }
+    }
+}
+
+fn real_servers(facts: &HostFacts, findings: &mut Vec<Finding>) {
+    for path in &facts.survey.paths {
+        let address = path.address;
+        let finding = match path.egress {
+            Egress::Direct(_) | Egress::Kernel(KernelReason::Unresolved) => continue,
+            Egress::Kernel(KernelReason::NoRoute) => Finding::error(
+                format!("there is no route to real server {address}"),
+                "new connections to it are lost: add a route, or set its weight to 0",
+            ),
+            Egress::Kernel(KernelReason::Refused) => Finding::error(
+                format!("the route to real server {address} refuses packets"),
+                format!("look at `ip route get {address}` and `ip rule`"),
+            ),
+            Egress::Kernel(KernelReason::Local) => Finding::error(
+                format!("real server {address} is this host"),
+                "a director cannot be its own real server",
+            ),
+            Egress::Kernel(KernelReason::LinkDown) => Finding::error(
+                format!("the device towards real server {address} is down"),
+                format!("ip link set {} up", path.interface.as_deref().unwrap_or("<device>")),
+            ),
+            Egress::Kernel(
+                reason @ (KernelReason::SpecialRoute
+                | KernelReason::NotEthernet
+                | KernelReason::Ipsec
+                | KernelReason::IpsecUnknown),
+            ) => Finding::note(
+                format!("packets to real server {address} go through the kernel: {reason}"),
+                "they are routed as any other packet of this host, a little slower",
+            ),
+        };
+        findings.push(finding);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::parse;
+    use crate::control::finding::Severity;
+    use crate::control::netlink::links::Link;
+
+    fn config() -> Config {
+        let text = "[director]\ninterface = \"eth0\"\n[[service]]\nname = \"db\"\n\
+                    vip = \"192.0.2.1\"\nport = 5432\n[[service]]\nname = \"db6\"\n\
+                    vip = \"2001:db8::1\"\nport = 5432\n";
+        parse(text, "t").unwrap()
+    }
+
+    fn good() -> HostFacts {
+        HostFacts {
+            interface: Some(Link {
+                index: 2,
+                name: "eth0".into(),
+                mtu: 1500,
+                ethernet: true,
+                mac: Some([2; 6]),
+                up: true,
+            }),
+            forwarding_v4: Some(true),
+            forwarding_v6: Some(true),
+            capabilities: Some(u64::MAX),
+            io_uring_disabled: Some(0),
+            ..HostFacts::default()
+        }
+    }
+
+    fn drop_chain(accepts: &[&str]) -> HookChain {
+        HookChain {
+            name: "inet filter forward".into(),
+            family: "inet".into(),
+            hook: Hook::Forward,
+            drops_rest: true,
+            accepts: accepts.iter().map(|&s| s.to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_good_host_has_no_findings() {
+        assert_eq!(judge(&config(), &good()), []);
+    }
+
+    /// What is changed on the good host, the gravity expected, and a word of the message.
+    type Case = (fn(&mut HostFacts), Severity, &'static str);
+
+    #[test]
+    fn each_fault_is_named() {
+        use Severity::{Error, Warning};
+        let cases: [Case; 15] = [
+            (|f| f.interface = None, Error, "no interface eth0"),
+            (|f| f.interface.as_mut().unwrap().up = false, Error, "eth0 is down"),
+            (|f| f.forwarding_v4 = Some(false), Error, "IPv4 forwarding is off"),
+            (|f| f.forwarding_v6 = Some(false), Error, "IPv6 forwarding is off"),
+            (|f| f.ipv6_off_for_new = Some(true), Error, "no IPv6"),
+            (|f| f.accept_ra = Some(1), Warning, "router advertisements"),
+            (|f| f.rp_filter_interface = Some(1), Warning, "reverse path"),
+            (|f| f.capabilities = Some(!(1 << CAP_NET_RAW)), Error, "CAP_NET_RAW"),
+            (|f| f.tun_refused = Some("no".into()), Error, "/dev/net/tun"),
+            (|f| f.io_uring_disabled = Some(2), Error, "io_uring is disabled"),
+            (|f| f.nft_missing = true, Error, "nft"),
+            (|f| f.chains_unseen = Some("no".into()), Warning, "cannot be seen"),
+            (|f| f.chains = vec![drop_chain(&[])], Error, "inet filter forward"),
+            (|f| f.foreign_sources = vec![IpAddr::from([10, 0, 0, 1])], Error, "10.0.0.1"),
+            (
+                |f| {
+                    f.interface_in_bridge = true;
+                    f.bridge_netfilter = Some(true);
+                },
+                Warning,
+                "bridge netfilter",
+            ),
+        ];
+        for (change, severity, word) in cases {
+            let mut facts = good();
+            change(&mut facts);
+            let findings = judge(&config(), &facts);
+            assert_eq!(findings.len(), 1, "{word}: {findings:?}");
+            assert_eq!(findings[0].severity, severity, "{word}");
+            assert!(findings[0].message.contains(word), "{word}: {findings:?}");
+        }
+    }
+
+    #[test]
+    fn a_chain_that_accepts_the_tap_is_in_order() {
+        let facts =
+            HostFacts { chains: vec![drop_chain(&[r#"{"right": "adit0"} accept"#])], ..good() };
+        assert_eq!(judge(&config(), &facts), []);
+    }
+}

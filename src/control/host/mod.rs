@@ -1,0 +1,9 @@
+//! Whether this host lets a director work: what is seen ([`observe`]) and what it means
+//! ([`judge`]). The first does all the looking, the second is pure.
+
+pub mod firewall;
+pub mod judge;
+pub mod observe;
+
+pub use judge::judge;
+pub use observe::{HostFacts, observe};

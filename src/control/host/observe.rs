@@ -1,0 +1,150 @@
+//! Looking at the host. Nothing here changes anything, and nothing here decides what is good.
+
+use super::firewall::{self, HookChain};
+use crate::control::config::Config;
+use crate::control::netlink::egress::{FixedSources, Survey};
+use crate::control::netlink::links::Link;
+use crate::control::netlink::routes::{Route, RouteKind};
+use crate::control::netlink::{Netlink, NetlinkError};
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+
+/// What was seen. `None` where the kernel has no such thing or does not tell.
+#[derive(Debug, Clone, Default)]
+pub struct HostFacts {
+    /// The client-facing interface.
+    pub interface: Option<Link>,
+    /// Whether it belongs to a bridge.
+    pub interface_in_bridge: bool,
+    /// The TAP, where one of that name exists already.
+    pub tap: Option<Link>,
+    /// `net.ipv4.conf.<interface>.forwarding`
+    pub forwarding_v4: Option<bool>,
+    /// `net.ipv6.conf.<interface>.forwarding` and `all`: both must be on.
+    pub forwarding_v6: Option<bool>,
+    /// `net.ipv6.conf.<interface>.accept_ra`
+    pub accept_ra: Option<u8>,
+    /// `net.ipv6.conf.default.disable_ipv6`, which a new TAP inherits.
+    pub ipv6_off_for_new: Option<bool>,
+    /// Effective `rp_filter` of the interface: the maximum of `all` and its own.
+    pub rp_filter_interface: Option<u8>,
+    /// What a new TAP gets: the maximum of `all` and `default`.
+    pub rp_filter_new: Option<u8>,
+    /// `net.bridge.bridge-nf-call-iptables`
+    pub bridge_netfilter: Option<bool>,
+    /// Base chains of the forward and output hooks of nftables.
+    pub chains: Vec<HookChain>,
+    /// Why they cannot be seen, where they cannot.
+    pub chains_unseen: Option<String>,
+    /// `iptables-legacy` filter policy and rules of FORWARD, where that table is in use.
+    pub legacy_forward: Vec<HookChain>,
+    /// `nft` is not installed.
+    pub nft_missing: bool,
+    /// Why `/dev/net/tun` cannot be opened, where it cannot.
+    pub tun_refused: Option<String>,
+    /// Effective capabilities, as a bit set.
+    pub capabilities: Option<u64>,
+    /// `kernel.io_uring_disabled`
+    pub io_uring_disabled: Option<u8>,
+    /// `RLIMIT_MEMLOCK` in bytes; `None`: unlimited.
+    pub memlock: Option<u64>,
+    /// Bytes of memory that can be had without swapping.
+    pub memory_available: Option<u64>,
+    /// The way to each real server.
+    pub survey: Survey,
+    /// The route to each VIP.
+    pub vip_routes: Vec<(IpAddr, Route)>,
+    /// Configured outer sources that are not addresses of this host.
+    pub foreign_sources: Vec<IpAddr>,
+}
+
+/// Looks at the host.
+///
+/// # Errors
+/// When netlink does not answer. What else cannot be seen is noted as such.
+pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
+    let netlink = Netlink::open()?;
+    let director = &config.director;
+    let sources = FixedSources { v4: config.tunnel.source_v4, v6: config.tunnel.source_v6 };
+    let mut facts = local(config);
+    facts.interface = netlink.link_by_name(&director.interface).await?;
+    facts.tap = netlink.link_by_name(&director.tap).await?;
+    facts.survey = netlink.survey(&config.real_addresses(), sources).await?;
+    for vip in config.vips() {
+        facts.vip_routes.push((vip, netlink.route_to(vip, None).await?));
+    }
+    let fixed = [sources.v4.map(IpAddr::V4), sources.v6.map(IpAddr::V6)];
+    for source in fixed.into_iter().flatten() {
+        if netlink.route_to(source, None).await?.kind != RouteKind::Local {
+            facts.foreign_sources.push(source);
+        }
+    }
+    Ok(facts)
+}
+
+/// What needs no netlink.
+fn local(config: &Config) -> HostFacts {
+    let interface = &config.director.interface;
+    let sysctl = |path: &str| number(&format!("/proc/sys/{path}"));
+    let flag = |path: &str| sysctl(path).map(|n| n != 0);
+    let maximum = |a: &str, b: &str| {
+        let rp = |name: &str| sysctl(&format!("net/ipv4/conf/{name}/rp_filter"));
+        Some(rp(a)?.max(rp(b)?))
+    };
+    let forwarding =
+        |family: &str, name: &str| flag(&format!("net/{family}/conf/{name}/forwarding"));
+    let (chains, nft_missing, chains_unseen) = match firewall::nft_chains() {
+        Ok(chains) => (chains, false, None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), true, None),
+        Err(error) => (Vec::new(), false, Some(error.to_string())),
+    };
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK);
+    HostFacts {
+        interface_in_bridge: Path::new(&format!("/sys/class/net/{interface}/brport")).exists(),
+        forwarding_v4: forwarding("ipv4", interface),
+        forwarding_v6: match (forwarding("ipv6", interface), forwarding("ipv6", "all")) {
+            (Some(own), Some(all)) => Some(own && all),
+            (own, all) => own.or(all),
+        },
+        accept_ra: sysctl(&format!("net/ipv6/conf/{interface}/accept_ra")),
+        ipv6_off_for_new: flag("net/ipv6/conf/default/disable_ipv6"),
+        rp_filter_interface: maximum("all", interface),
+        rp_filter_new: maximum("all", "default"),
+        bridge_netfilter: flag("net/bridge/bridge-nf-call-iptables"),
+        chains,
+        chains_unseen,
+        legacy_forward: firewall::legacy_chains(),
+        nft_missing,
+        tun_refused: fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .err()
+            .map(|error| error.to_string()),
+        capabilities: status_field("CapEff:").and_then(|hex| u64::from_str_radix(&hex, 16).ok()),
+        io_uring_disabled: sysctl("kernel/io_uring_disabled"),
+        memlock: limit.ok().map(|(soft, _)| soft).filter(|soft| *soft != libc::RLIM_INFINITY),
+        memory_available: memory_available(),
+        ..HostFacts::default()
+    }
+}
+
+/// A single number in a file of /proc.
+fn number(path: &str) -> Option<u8> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn status_field(name: &str) -> Option<String> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with(name))?;
+    Some(line[name.len()..].trim().to_owned())
+}
+
+fn memory_available() -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kib.checked_mul(1024)
+}
