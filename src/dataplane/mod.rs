@@ -11,6 +11,7 @@ pub mod ids;
 pub mod neighbour;
 pub mod packet;
 pub mod path_mtu;
+pub mod region;
 pub mod reply;
 #[cfg(test)]
 mod sample_packets;

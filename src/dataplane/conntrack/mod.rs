@@ -182,6 +182,12 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
         self.slots.as_ref().len()
     }
 
+    /// The slots, for those who read along (listing flows, counting references): a slot can be
+    /// read at any time, by any thread.
+    pub fn slots(&self) -> &[Slot] {
+        self.slots.as_ref()
+    }
+
     /// Flows by class.
     pub fn counts(&self) -> ClassCounts {
         self.counts

@@ -1,12 +1,10 @@
 //! One flow in 64 bytes of the region: survives the process, readable while it is written.
 //!
-//! Eight words. The first is the commit word (format, generation, check bits over the identity); it
-//! is taken back before an identity is written and set after it, so a process that dies in between
-//! leaves a free slot, never a mixture. What changes with packets (words 5 to 7) is overwritten word
-//! by word: each word is either old or new. All words are atomics, which costs nothing on the
-//! machines we run on and makes reading from another thread or process sound.
+//! Eight words. The first is the commit word (see `region::commit`): a process that dies while it
+//! writes a flow leaves a free slot, never a mixture. What changes with packets (words 5 to 7) is
+//! overwritten word by word: each word is either old or new.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use zerocopy::{FromBytes, IntoBytes, KnownLayout};
 
@@ -14,7 +12,10 @@ use super::{
     key::FlowKey,
     state::{Class, Progress, Ticks},
 };
-use crate::dataplane::ids::{DestinationId, RealId};
+use crate::dataplane::{
+    ids::{DestinationId, RealId},
+    region::{self, format_of, taken_back},
+};
 
 /// Format of the slots that this version writes.
 pub const SLOT_FORMAT: u8 = 1;
@@ -96,25 +97,13 @@ impl Slot {
     /// # Errors
     /// [`SlotError`] when the content is not a flow of this format.
     pub fn read(&self) -> Result<Option<FlowRecord>, SlotError> {
-        let commit = self.words[COMMIT].load(Ordering::Acquire);
-        let words = std::array::from_fn(|number| self.word(number));
-        fence(Ordering::Acquire);
-        if self.word(COMMIT) != commit || format_of(commit) == 0 {
-            return Ok(None);
-        }
+        let Some(words) = region::read(&self.words) else { return Ok(None) };
         decode(words).map(Some)
     }
 
     /// Writes a flow: the old one is taken back first, the new one is valid with the last store.
     pub(super) fn publish(&self, record: &FlowRecord) {
-        let [first, body @ .., last] = stores(record, self.word(COMMIT));
-        self.set(first.0, first.1);
-        // The old identity is gone before the first word of the new one is stored.
-        fence(Ordering::Release);
-        for (number, value) in body {
-            self.set(number, value);
-        }
-        self.words[last.0].store(last.1, Ordering::Release);
+        region::publish(&self.words, stores(record, self.word(COMMIT)));
     }
 
     /// Takes the flow back.
@@ -204,10 +193,6 @@ const fn high(word: u64) -> u32 {
     low(word >> 32)
 }
 
-const fn format_of(commit: u64) -> u8 {
-    commit.to_le_bytes()[0]
-}
-
 const fn protocol_of(state: u64) -> u8 {
     state.to_le_bytes()[4]
 }
@@ -220,33 +205,10 @@ const fn class_of(state: u64) -> u8 {
     state.to_le_bytes()[6]
 }
 
-/// The commit word of a free slot; keeps the generation, so that a reader notices a slot that was
-/// freed and taken again under its eyes.
-const fn taken_back(commit: u64) -> u64 {
-    commit & 0xff00
-}
-
-/// Check bits over identity and generation: chained multiply-and-fold. They tell torn from whole,
-/// not friend from foe; the file is root's own. Part of the format.
-fn check_bits(words: &[u64; 8], generation: u64) -> u64 {
-    const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
-    let identity = [
-        words[CLIENT],
-        words[CLIENT + 1],
-        words[PORTS],
-        u64::from(low(words[TARGET])) | generation << 32,
-        words[STATE] & STATE_IDENTITY,
-    ];
-    let folded = identity.iter().fold(MULTIPLIER, |sum, &word| {
-        let product = u128::from(sum ^ word) * u128::from(MULTIPLIER);
-        let [high, low] = [product >> 64, product & u128::from(u64::MAX)];
-        u64::try_from(high ^ low).unwrap_or_default().rotate_left(23)
-    });
-    folded & !0xffff
-}
-
-fn commit_word(words: &[u64; 8], generation: u64) -> u64 {
-    check_bits(words, generation) | generation << 8 | u64::from(SLOT_FORMAT)
+/// What the commit word vouches for.
+const fn identity(words: &[u64; 8]) -> [u64; 5] {
+    let real = low(words[TARGET]) as u64;
+    [words[CLIENT], words[CLIENT + 1], words[PORTS], real, words[STATE] & STATE_IDENTITY]
 }
 
 fn progress_words(progress: &Progress) -> [u64; 3] {
@@ -284,7 +246,6 @@ fn stores(record: &FlowRecord, commit: u64) -> [(usize, u64); 9] {
     let [state, age, sequence] = progress_words(&record.progress);
     let state = state | u64::from(record.key.protocol) << 32 | u64::from(flags) << 40;
     let target = u64::from(record.real.0) | u64::from(record.destination.0) << 32;
-    let generation = u64::from(commit.to_le_bytes()[1].wrapping_add(1));
     let words = [0, key[0], key[1], key[2], target, state, age, sequence];
     [
         (COMMIT, taken_back(commit)),
@@ -295,7 +256,7 @@ fn stores(record: &FlowRecord, commit: u64) -> [(usize, u64); 9] {
         (STATE, state),
         (AGE, age),
         (SEQUENCE, sequence),
-        (COMMIT, commit_word(&words, generation)),
+        (COMMIT, region::next(commit, SLOT_FORMAT, &identity(&words))),
     ]
 }
 
@@ -304,7 +265,7 @@ fn decode(words: [u64; 8]) -> Result<FlowRecord, SlotError> {
     if format_of(commit) != SLOT_FORMAT {
         return Err(SlotError::Format(format_of(commit)));
     }
-    if commit != commit_word(&words, u64::from(commit.to_le_bytes()[1])) {
+    if !region::fits(commit, &identity(&words)) {
         return Err(SlotError::Torn);
     }
     let state = words[STATE];
