@@ -1,0 +1,46 @@
+//! Everything the fuzzer ever found stays found: the committed corpora, replayed.
+
+use std::fs;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+
+/// The files of one target's corpus, in a stable order.
+fn corpus(target: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
+    let entries = fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    let mut files: Vec<_> = entries.map(|entry| entry.expect("a directory entry").path()).collect();
+    files.sort();
+    assert!(!files.is_empty(), "{folder:?} is empty");
+    files
+}
+
+/// Runs a target over its corpus and names each file that breaks a promise.
+fn replay(target: &str, body: fn(&[u8])) {
+    let broken: Vec<_> = corpus(target)
+        .into_iter()
+        .filter(|file| {
+            let data = fs::read(file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+            catch_unwind(|| body(&data)).is_err()
+        })
+        .collect();
+    assert!(broken.is_empty(), "{target} fails on {broken:#?}");
+}
+
+#[test]
+fn tunnel_roundtrip() {
+    replay("tunnel_roundtrip", adit_fuzz::tunnel_roundtrip);
+}
+
+/// Every target of `fuzz/fuzz_targets/` has its test here, under the same name.
+#[test]
+fn no_target_is_left_out() {
+    let tests = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpora.rs"))
+        .expect("this file");
+    let targets = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets");
+    for entry in fs::read_dir(targets).expect("the fuzz targets") {
+        let path = entry.expect("a directory entry").path();
+        let target = path.file_stem().and_then(|stem| stem.to_str()).expect("a readable name");
+        let call = format!("replay(\"{target}\", adit_fuzz::{target})");
+        assert!(tests.contains(&call), "tests/corpora.rs does not replay {target}");
+    }
+}
