@@ -8,6 +8,7 @@ pub mod director;
 pub mod error;
 pub mod host;
 pub mod io;
+pub mod ipsec;
 pub mod machine;
 pub mod namespace;
 pub mod neighbour;
