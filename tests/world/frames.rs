@@ -131,3 +131,14 @@ pub fn ip(
         _ => panic!("client and VIP are of one family"),
     }
 }
+
+/// An ICMP host unreachable from a router to a VIP.
+pub fn destination_unreachable(router: &str, vip: &str, quoted: &[u8]) -> Vec<u8> {
+    let (router, vip): (IpAddr, IpAddr) = (router.parse().unwrap(), vip.parse().unwrap());
+    let mut frame = Vec::new();
+    ip(router, vip, 64, false)
+        .icmpv4_raw(3, 1, [0; 4])
+        .write(&mut frame, quoted)
+        .unwrap();
+    frame
+}

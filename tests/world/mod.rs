@@ -155,7 +155,7 @@ pub struct TestShell {
     memory: Vec<Vec<u8>>,
     free: Vec<usize>,
     pub sent: VecDeque<Output>,
-    pub events: VecDeque<Event>,
+    pub events: Vec<Event>,
     /// Keep outputs; off where nothing may be allocated.
     pub keep: bool,
     /// Accounts of sends that were asked for and not yet reported as completed.
@@ -171,7 +171,7 @@ impl TestShell {
             memory: vec![vec![0; SLOT]; AUXILIARY],
             free: (0..AUXILIARY).collect(),
             sent: VecDeque::new(),
-            events: VecDeque::new(),
+            events: Vec::new(),
             keep: true,
             pending: Vec::with_capacity(4 * AUXILIARY),
         }
@@ -204,7 +204,7 @@ impl Outlet for TestShell {
 
     fn event(&mut self, event: Event) -> bool {
         if self.keep {
-            self.events.push_back(event);
+            self.events.push(event);
         }
         true
     }
@@ -299,4 +299,8 @@ impl World {
         }
         self.shell.sent.drain(..).collect()
     }
+}
+
+fn slots(count: usize) -> Vec<Slot> {
+    (0..count).map(|_| Slot::default()).collect()
 }
