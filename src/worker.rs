@@ -23,7 +23,7 @@ use crate::{
 };
 
 use capture::{CaptureTap, Direction};
-use link::{Request, WorkerEnd};
+use link::WorkerEnd;
 
 /// Everything a worker's thread is given.
 pub struct Worker<S> {
@@ -48,28 +48,20 @@ impl<S: AsRef<[Slot]>> Worker<S> {
         Self { director, snapshot, client_egress, link, capture, now: Time::ZERO }
     }
 
-    /// Takes what control has queued. A handful of requests per batch: control waits for each.
+    /// Takes over what control has published.
     fn serve(&mut self, egress: &mut EgressControl<'_>) {
-        while let Some(request) = self.link.next_request() {
-            match request {
-                Request::Publish(update) => {
-                    for (id, path) in update.install {
-                        if let Err(errno) = egress.install(io::EgressId(id.0), path) {
-                            self.link.install_failed(id, errno);
-                        }
-                    }
-                    // Freed by control, so that no big free stalls the loop.
-                    let old = std::mem::replace(&mut self.snapshot, update.snapshot);
-                    self.link.retire(old);
-                    for id in update.remove {
-                        // Removing a path that is not there is what was wanted.
-                        let _ = egress.remove(io::EgressId(id.0));
-                    }
+        while let Some(update) = self.link.next_update() {
+            for (id, path) in update.install {
+                if let Err(errno) = egress.install(io::EgressId(id.0), path) {
+                    self.link.install_failed(id, errno);
                 }
-                Request::Connections(mut page) => {
-                    page.next = self.director.connections(page.cursor, &mut page.records);
-                    self.link.answer(page);
-                }
+            }
+            // Freed by control, so that no big free stalls the loop.
+            let old = std::mem::replace(&mut self.snapshot, update.snapshot);
+            self.link.retire(old);
+            for id in update.remove {
+                // Removing a path that is not there is what was wanted.
+                let _ = egress.remove(io::EgressId(id.0));
             }
         }
     }

@@ -157,7 +157,8 @@ fn services_are_found_by_port_then_range_then_any() {
         ]),
         100,
     );
-    for (port, real) in [(5432, "10.1.0.1"), (5433, "10.1.0.1"), (5000, "10.1.0.2"), (7, "10.1.0.3")]
+    for (port, real) in
+        [(5432, "10.1.0.1"), (5433, "10.1.0.1"), (5000, "10.1.0.2"), (7, "10.1.0.3")]
     {
         let vip = format!("198.51.100.10:{port}");
         let found = real_of(&mut world, &Tcp::syn(CLIENT, &vip).frame());
@@ -190,8 +191,7 @@ fn a_packet_that_may_be_fragmented_is_fragmented_outside() {
         let mut world = World::new(snapshot(vec![spec]), 100);
         let payload: Vec<u8> = (0..1460u16).map(|n| n as u8).collect();
         let dont_fragment = df == DfPolicy::Clear;
-        let frame =
-            Tcp { dont_fragment, ..Tcp::data(CLIENT, VIP, 0, &payload) }.frame();
+        let frame = Tcp { dont_fragment, ..Tcp::data(CLIENT, VIP, 0, &payload) }.frame();
         let outcome = world.receive(&frame);
         assert_eq!(outcome.verdict, Verdict::Fragmented);
         assert_eq!(outcome.outputs.len(), 2);
@@ -274,5 +274,9 @@ fn persistence_is_announced_when_the_flow_is_established_and_not_before() {
     }
     world.advance(Duration::from_millis(300));
     let _ = world.receive(&Tcp::data(CLIENT, VIP, 3, b"x").frame());
-    assert!(matches!(world.shell.events[..], [Event::Established { .. }]), "{:?}", world.shell.events);
+    assert!(
+        matches!(world.shell.events[..], [Event::Established { .. }]),
+        "{:?}",
+        world.shell.events
+    );
 }

@@ -5,12 +5,16 @@
 
 pub mod conntrack;
 pub mod counters;
+pub mod director;
+pub mod fragments;
 pub mod hash;
 pub mod icmp;
 pub mod ids;
 pub mod neighbour;
 pub mod packet;
 pub mod path_mtu;
+pub mod persistence;
+pub mod rate_limit;
 pub mod region;
 pub mod reply;
 #[cfg(test)]

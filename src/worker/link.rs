@@ -12,7 +12,6 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::{
     dataplane::{
-        conntrack::FlowRecord,
         snapshot::Snapshot,
         time::Time,
         verdict::{EgressId, Event},
@@ -23,8 +22,10 @@ use crate::{
 /// Events that may wait for control. Control looks ten times a second; this is 80,000 newly
 /// established flows a second with persistence. What is lost only costs persistence entries.
 const EVENTS: usize = 8192;
-/// Requests that may wait for the worker. Control sends one and waits; a few may overlap.
-const REQUESTS: usize = 64;
+/// Updates that may wait for the worker, which takes them at its next batch.
+const UPDATES: usize = 16;
+/// Failed installs that are remembered for control: one per real server of a large update.
+const MAX_INSTALLS: usize = 1024;
 
 /// A change of the world, seen by the worker as one.
 pub struct Update {
@@ -36,27 +37,8 @@ pub struct Update {
     pub remove: Vec<EgressId>,
 }
 
-/// A part of the flow table, copied by the worker.
-pub struct ConnectionPage {
-    /// Slot to begin at.
-    pub cursor: usize,
-    /// Filled up to its capacity; it is never grown by the worker.
-    pub records: Vec<FlowRecord>,
-    /// Where to go on; `None` at the end of the table.
-    pub next: Option<usize>,
-}
-
-/// What control asks of a worker.
-pub enum Request {
-    /// Take over a new snapshot and its egress paths.
-    Publish(Update),
-    /// Copy connections.
-    Connections(ConnectionPage),
-}
-
 struct Shared {
-    requests: ArrayQueue<Request>,
-    pages: ArrayQueue<ConnectionPage>,
+    updates: ArrayQueue<Update>,
     retired: ArrayQueue<Arc<Snapshot>>,
     events: ArrayQueue<Event>,
     failed_installs: ArrayQueue<(EgressId, Errno)>,
@@ -78,19 +60,24 @@ pub struct ControlEnd {
     waker: Waker,
 }
 
-/// The worker did not take a request: its queue is full.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the worker does not take requests; it is stalled or overloaded")]
-pub struct WorkerBusy;
+/// The worker does not take updates; here is the one that found no room.
+#[derive(thiserror::Error)]
+#[error("the worker does not take updates; it is stalled or overloaded")]
+pub struct WorkerBusy(pub Update);
+
+impl std::fmt::Debug for WorkerBusy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("WorkerBusy").field(&self.0.snapshot.generation).finish()
+    }
+}
 
 /// Both ends of a link; `waker` is the one the worker's engine listens to.
 pub fn link(waker: Waker) -> (ControlEnd, WorkerEnd) {
     let shared = Arc::new(Shared {
-        requests: ArrayQueue::new(REQUESTS),
-        pages: ArrayQueue::new(REQUESTS),
-        retired: ArrayQueue::new(REQUESTS * 2),
+        updates: ArrayQueue::new(UPDATES),
+        retired: ArrayQueue::new(UPDATES * 2),
         events: ArrayQueue::new(EVENTS),
-        failed_installs: ArrayQueue::new(REQUESTS),
+        failed_installs: ArrayQueue::new(MAX_INSTALLS),
         stop: AtomicBool::new(false),
         last_beat: AtomicU64::new(0),
         last_send_error: AtomicU64::new(0),
@@ -101,17 +88,12 @@ pub fn link(waker: Waker) -> (ControlEnd, WorkerEnd) {
 }
 
 impl WorkerEnd {
-    pub(super) fn next_request(&self) -> Option<Request> {
-        self.shared.requests.pop()
-    }
-
-    pub(super) fn answer(&self, page: ConnectionPage) {
-        // As many pages as requests can wait: there is room.
-        let _ = self.shared.pages.push(page);
+    pub(super) fn next_update(&self) -> Option<Update> {
+        self.shared.updates.pop()
     }
 
     pub(super) fn retire(&self, snapshot: Arc<Snapshot>) {
-        // When control has not collected for 128 updates the worker frees it itself.
+        // When control has not collected for many updates the worker frees it itself.
         let _ = self.shared.retired.push(snapshot);
     }
 
@@ -146,34 +128,15 @@ impl WorkerEnd {
 }
 
 impl ControlEnd {
-    fn request(&self, request: Request) -> Result<(), WorkerBusy> {
-        self.shared.requests.push(request).map_err(|_| WorkerBusy)?;
-        self.waker.wake();
-        Ok(())
-    }
-
     /// Publishes a new snapshot with its egress paths.
     ///
     /// # Errors
-    /// The worker's queue is full; nothing was changed.
+    /// The worker's queue is full: it is stalled. The update is given back.
     pub fn publish(&self, update: Update) -> Result<(), WorkerBusy> {
-        while self.shared.retired.pop().is_some() {}
-        self.request(Request::Publish(update))
-    }
-
-    /// Asks for connections from slot `cursor` on, at most `capacity` of them. The answer comes
-    /// through [`Self::next_page`].
-    ///
-    /// # Errors
-    /// The worker's queue is full.
-    pub fn request_connections(&self, cursor: usize, capacity: usize) -> Result<(), WorkerBusy> {
-        let records = Vec::with_capacity(capacity);
-        self.request(Request::Connections(ConnectionPage { cursor, records, next: None }))
-    }
-
-    /// A page that was asked for, once the worker has filled it.
-    pub fn next_page(&self) -> Option<ConnectionPage> {
-        self.shared.pages.pop()
+        self.collect_retired();
+        self.shared.updates.push(update).map_err(WorkerBusy)?;
+        self.waker.wake();
+        Ok(())
     }
 
     /// The next event.

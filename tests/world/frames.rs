@@ -3,7 +3,6 @@
 use etherparse::{PacketBuilder, PacketBuilderStep};
 use std::net::{IpAddr, SocketAddr};
 
-
 use super::{HOST_MAC, TAP_MAC};
 
 /// A TCP segment of a client.
@@ -44,7 +43,13 @@ impl<'a> Tcp<'a> {
     /// A later segment with payload, `offset` bytes behind the SYN.
     pub fn data(client: &'a str, vip: &'a str, offset: u32, payload: &'a [u8]) -> Self {
         let sequence = 1001 + offset;
-        Self { syn: false, sequence, acknowledgement: Some(5000), payload, ..Self::syn(client, vip) }
+        Self {
+            syn: false,
+            sequence,
+            acknowledgement: Some(5000),
+            payload,
+            ..Self::syn(client, vip)
+        }
     }
 
     pub fn frame(&self) -> Vec<u8> {
@@ -136,9 +141,6 @@ pub fn ip(
 pub fn destination_unreachable(router: &str, vip: &str, quoted: &[u8]) -> Vec<u8> {
     let (router, vip): (IpAddr, IpAddr) = (router.parse().unwrap(), vip.parse().unwrap());
     let mut frame = Vec::new();
-    ip(router, vip, 64, false)
-        .icmpv4_raw(3, 1, [0; 4])
-        .write(&mut frame, quoted)
-        .unwrap();
+    ip(router, vip, 64, false).icmpv4_raw(3, 1, [0; 4]).write(&mut frame, quoted).unwrap();
     frame
 }

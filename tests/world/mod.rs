@@ -18,7 +18,7 @@ use adit::dataplane::{
     path_mtu::PathMtus,
     persistence::PersistenceIndex,
     rate_limit::RateLimiter,
-    scheduler::{Member, SchedulerKind, TableCache},
+    scheduler::{Member, SchedulerKind, table::TableCache},
     service::{DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable},
     snapshot::{Destination, Link, RealServer, Snapshot},
     time::Time,
@@ -303,4 +303,14 @@ impl World {
 
 fn slots(count: usize) -> Vec<Slot> {
     (0..count).map(|_| Slot::default()).collect()
+}
+
+fn persistence_index() -> PersistenceIndex {
+    PersistenceIndex
+}
+fn rate_limiter() -> RateLimiter {
+    RateLimiter
+}
+fn fragments() -> Fragments {
+    Fragments
 }

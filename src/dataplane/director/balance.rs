@@ -3,7 +3,8 @@
 use super::{
     super::{
         conntrack::{
-            Class, EndReason, Ended, FlowKey, FlowTable, NewFlow, Observation, Observed, Slot, TcpSegment as TrackedSegment,
+            Class, EndReason, Ended, FlowKey, FlowTable, NewFlow, Observation, Observed, Slot,
+            TcpSegment as TrackedSegment,
         },
         counters::{Counter, Counters, DestinationCounters},
         hash::FlowTuple,
@@ -250,8 +251,8 @@ impl<S: AsRef<[Slot]>> Director<S> {
                 .scheduler
                 .rederive(&key(), &service.members)
                 .and_then(destination_at)
-                .map_or(Choice::Nobody(DropReason::NoRealServer), |destination| {
-                    Choice::Guessed { destination }
+                .map_or(Choice::Nobody(DropReason::NoRealServer), |destination| Choice::Guessed {
+                    destination,
                 }),
             (None, false) if context.snapshot.reset_unknown => Choice::Reset,
             (None, false) => Choice::Nobody(DropReason::NoFlow),

@@ -161,8 +161,8 @@ impl<S: AsRef<[Slot]>> Director<S> {
             .encapsulate(slot, ip.clone(), outer)
             .map_err(|error| encapsulation_drop(&error))?;
         let outer_packet = &slot[start..ip.end];
-        let pieces = fragment::plan(outer_packet, usize::from(mtu))
-            .map_err(|_| DropReason::PacketTooBig)?;
+        let pieces =
+            fragment::plan(outer_packet, usize::from(mtu)).map_err(|_| DropReason::PacketTooBig)?;
         for piece in pieces {
             let scratch = context.outlet.acquire().ok_or(DropReason::NoScratch)?;
             let out = context.outlet.bytes(&scratch);

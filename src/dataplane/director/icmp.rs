@@ -21,7 +21,9 @@ impl<S: AsRef<[Slot]>> Director<S> {
     ) -> Verdict {
         match icmp::classify(datagram, received.packet()) {
             Ok(Message::EchoRequest) => self.echo(context, datagram, received),
-            Ok(Message::Error(error)) => self.client_path_error(context, datagram, received, &error),
+            Ok(Message::Error(error)) => {
+                self.client_path_error(context, datagram, received, &error)
+            }
             Ok(Message::Unsupported) => Verdict::Drop(DropReason::IcmpUnsupported),
             Err(reason) => Verdict::Drop(reason),
         }

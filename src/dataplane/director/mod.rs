@@ -12,7 +12,7 @@ mod icmp;
 use std::{ops::Range, sync::Arc};
 
 use super::{
-    conntrack::{FlowRecord, FlowTable, SWEEP_BUDGET, Slot},
+    conntrack::{FlowTable, SWEEP_BUDGET, Slot},
     counters::Counters,
     fragments::Fragments,
     neighbour,
@@ -148,21 +148,6 @@ impl<S: AsRef<[Slot]>> Director<S> {
         self.expire_fragments(&mut context);
         let Parts { flows, counters, .. } = &mut self.parts;
         flows.sweep(now, SWEEP_BUDGET, |ended| balance::count_ended(counters, &ended));
-    }
-
-    /// Copies flows from slot `cursor` on into `records`, up to its capacity. Gives the slot to go
-    /// on from, `None` at the end of the table.
-    pub fn connections(&self, cursor: usize, records: &mut Vec<FlowRecord>) -> Option<usize> {
-        let slots = self.parts.flows.slots();
-        for (number, slot) in slots.iter().enumerate().skip(cursor) {
-            if records.len() == records.capacity() {
-                return Some(number);
-            }
-            if let Ok(Some(record)) = slot.read() {
-                records.push(record);
-            }
-        }
-        None
     }
 
     /// A frame from the TAP: link header, then by ethertype.
