@@ -1,5 +1,7 @@
 //! The core from outside: frames in, verdicts and bytes out.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
+
 mod world;
 
 use std::{net::IpAddr, time::Duration};

@@ -1,6 +1,11 @@
 //! A small world for the core, shared by tests, benches and fuzz targets: services, real servers
 //! in two data centres, and a shell that keeps what was sent.
-#![allow(dead_code, missing_docs, reason = "each user takes a part of it")]
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each user takes a part of it")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that is wrong may panic"
+)]
 
 pub mod frames;
 

@@ -88,7 +88,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         self.parts.counters.worker.received.add(1);
         let mut context = Context { now, snapshot, outlet };
         let verdict = match source {
-            Source::Tap => self.from_tap(&mut context, slot, frame),
+            Source::Tap => self.tap_frame(&mut context, slot, frame),
             Source::Neighbour => {
                 self.neighbour(&mut context, snapshot.client_mac, source, slot, frame)
             }
@@ -151,7 +151,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
     }
 
     /// A frame from the TAP: link header, then by ethertype.
-    fn from_tap<O: Outlet>(
+    fn tap_frame<O: Outlet>(
         &mut self,
         context: &mut Context<'_, O>,
         slot: &mut [u8],
