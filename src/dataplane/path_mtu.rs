@@ -382,3 +382,6 @@ impl PathMtus {
         OuterError::Counted { real, kind }
     }
 }
+
+#[cfg(test)]
+mod tests;
