@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use adit_lab::postgres::PORT;
-use adit_lab::{Caller, Host, Lab, LabSpec, SERVE_PORT, Session};
+use adit_lab::{Caller, Host, Kind, Lab, LabSpec, SERVE_PORT, Session};
 
 #[test]
 fn a_real_server_has_tunl0_a_vip_and_a_database() {
@@ -29,4 +29,31 @@ fn a_real_server_has_tunl0_a_vip_and_a_database() {
         caller.download(3_000_000, 2).unwrap();
         assert_eq!(caller.datagram(8000, 3).unwrap(), "real1");
     }
+}
+
+/// Where the kernel has `ipip`, real servers are namespaces: the same in everything that does
+/// not need the tunnel, which this kernel may not have.
+#[test]
+fn a_machine_on_this_kernel_is_the_same_to_tests() {
+    let spec = LabSpec {
+        reals: [1, 0],
+        real_kind: Some(Kind::Namespace),
+        vips: Vec::new(),
+        ..LabSpec::default()
+    };
+    let lab = Lab::build(spec).unwrap();
+    let real = &lab.reals[0];
+    println!("boot {:?}, ready after {:?}", real.machine().boot_time(), real.ready_after());
+    assert_eq!(real.machine().kind(), Kind::Namespace);
+    let to = SocketAddr::new(real.address(false), PORT);
+    let session = Session::open(&lab.client, None, to).unwrap();
+    assert_eq!(session.server(), "real1");
+    assert!(real.database_connections().unwrap().contains(&session.source()));
+    let caller = Caller::new(&lab.client, SocketAddr::new(real.address(true), SERVE_PORT));
+    assert_eq!(caller.upload(1_000_000, 4).unwrap(), "real1");
+    // A root of its own: what it writes is seen nowhere else.
+    real.machine().sh("echo here >/etc/only-here").unwrap();
+    assert!(!std::path::Path::new("/etc/only-here").exists());
+    real.machine().power_off().unwrap();
+    caller.whoami().expect_err("the plug was pulled");
 }
