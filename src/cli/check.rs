@@ -3,7 +3,7 @@
 use super::output::{self, TextTable};
 use super::{CommandError, Global, Outcome, load_config};
 use crate::control::config::{
-    Config, ConfigErrors, HashKey, RenderStyle, config_hash, services_hash,
+    Config, ConfigErrors, LoadedKey, RenderStyle, config_hash, services_hash,
 };
 use crate::control::finding::{Finding, Severity};
 use crate::control::netlink::NetlinkError;
@@ -97,7 +97,7 @@ pub(super) fn show_errors(errors: &ConfigErrors, global: &Global) {
 fn report(config: &Config, global: &Global) -> Report {
     let mut findings: Vec<Finding> =
         config.warnings().into_iter().map(|w| Finding::warning(w.message, w.help)).collect();
-    let key = match HashKey::load(config.director.hash_key_file.as_deref()) {
+    let key = match LoadedKey::load(config.director.hash_key_file.as_deref()) {
         Ok(key) => Some(key.fingerprint()),
         Err(error) => {
             findings.push(Finding::error(error.to_string(), "adit run refuses it"));

@@ -1,7 +1,7 @@
 //! `adit version`.
 
 use super::{CommandError, Global, Outcome, load_config, output};
-use crate::control::config::{HashKey, config_hash, services_hash};
+use crate::control::config::{LoadedKey, config_hash, services_hash};
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -26,7 +26,7 @@ pub(super) fn run(global: &Global) -> Result<Outcome, CommandError> {
         file: global.config.display().to_string(),
         hash: config_hash(&config).to_string(),
         services_hash: services_hash(&config.services).to_string(),
-        key_fingerprint: HashKey::load(config.director.hash_key_file.as_deref())
+        key_fingerprint: LoadedKey::load(config.director.hash_key_file.as_deref())
             .ok()
             .map(|key| key.fingerprint()),
     });

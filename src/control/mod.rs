@@ -1,7 +1,10 @@
 //! Everything that is not per packet: configuration, the host's routes and firewall, reload,
 //! the admin socket. What it decides reaches the data plane as one immutable snapshot.
 
+pub mod build;
 pub mod config;
+pub mod destinations;
+pub mod egress_paths;
 pub mod finding;
 pub mod firewall;
 pub mod host;

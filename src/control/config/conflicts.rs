@@ -1,9 +1,10 @@
 //! What no single section can know: services that contradict each other.
 
+use super::limits;
 use super::reader::Problems;
 use super::service::Placed;
 use super::types::{Protocol, Tunnel};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 pub(super) fn check(services: &[Placed], tunnel: &Tunnel, problems: &Problems) {
@@ -11,6 +12,26 @@ pub(super) fn check(services: &[Placed], tunnel: &Tunnel, problems: &Problems) {
     ports(services, problems);
     reals(services, tunnel, problems);
     groups(services, problems);
+    totals(services, problems);
+}
+
+/// The region has room for so many real servers and VIPs.
+fn totals(services: &[Placed], problems: &Problems) {
+    let mut vips = HashSet::new();
+    let mut reals = HashSet::new();
+    for placed in services {
+        if vips.insert(placed.service.vip) && vips.len() == limits::MAX_VIPS + 1 {
+            let message = format!("more than {} VIPs", limits::MAX_VIPS);
+            problems.at(placed.vip.clone(), message, "spread the rest over other directors");
+        }
+        for (real, span) in placed.service.reals.iter().zip(&placed.reals) {
+            let new = reals.insert(real.address);
+            if new && reals.len() == limits::MAX_REALS + 1 {
+                let message = format!("more than {} real servers", limits::MAX_REALS);
+                problems.at(span.clone(), message, "spread the rest over other directors");
+            }
+        }
+    }
 }
 
 fn names(services: &[Placed], problems: &Problems) {

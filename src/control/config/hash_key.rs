@@ -1,23 +1,18 @@
 //! The 128-bit key of the placement hash.
 
-use siphasher::sip::SipHasher13;
-use std::fmt;
-use std::hash::Hasher;
+use crate::dataplane::hash::HashKey;
 use std::path::{Path, PathBuf};
-
-/// The key used where no `hash_key_file` is given. It is public, so clients could compute where
-/// their connections go; it exists so that a first try works and gives the same placement
-/// everywhere.
-const PUBLIC_KEY: [u8; 16] = *b"adit-public-key!";
 
 /// Bytes of a key file that are looked at; more is not a key.
 const MAX_FILE: usize = 64;
 
-/// Key of the placement hash. Directors with the same key and services choose alike.
-#[derive(Clone, PartialEq, Eq)]
-pub struct HashKey {
-    bytes: [u8; 16],
-    origin: HashKeyOrigin,
+/// The key of the placement hash, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadedKey {
+    /// The key. Directors with the same key and services choose alike.
+    pub key: HashKey,
+    /// Where it came from.
+    pub origin: HashKeyOrigin,
 }
 
 /// Where a key came from.
@@ -53,52 +48,26 @@ pub enum HashKeyError {
     },
 }
 
-impl HashKey {
-    /// The documented constant.
-    #[must_use]
-    pub fn public() -> Self {
-        HashKey { bytes: PUBLIC_KEY, origin: HashKeyOrigin::Public }
-    }
-
-    /// The key of the configuration: its file, or the constant where none is named.
+impl LoadedKey {
+    /// The key of the configuration: its file, or the documented constant where none is named.
     ///
     /// # Errors
     /// When the file cannot be read or holds no key.
     pub fn load(file: Option<&Path>) -> Result<Self, HashKeyError> {
-        let Some(path) = file else { return Ok(HashKey::public()) };
+        let Some(path) = file else {
+            return Ok(LoadedKey { key: HashKey::DEFAULT, origin: HashKeyOrigin::Public });
+        };
         let content = std::fs::read(path)
             .map_err(|source| HashKeyError::Read { path: path.to_owned(), source })?;
         let bytes = parse(&content)
             .map_err(|found| HashKeyError::Content { path: path.to_owned(), found })?;
-        Ok(HashKey { bytes, origin: HashKeyOrigin::File(path.to_owned()) })
+        Ok(LoadedKey { key: HashKey(bytes), origin: HashKeyOrigin::File(path.to_owned()) })
     }
 
-    /// The key itself, for the hash.
-    #[must_use]
-    pub fn bytes(&self) -> &[u8; 16] {
-        &self.bytes
-    }
-
-    /// Where it came from.
-    #[must_use]
-    pub fn origin(&self) -> &HashKeyOrigin {
-        &self.origin
-    }
-
-    /// A digest that tells keys apart and cannot be turned back: SipHash of a constant under the
-    /// key, as 16 hexadecimal digits.
+    /// What tells keys apart without showing them, as 16 hexadecimal digits.
     #[must_use]
     pub fn fingerprint(&self) -> String {
-        let mut hasher = SipHasher13::new_with_key(&self.bytes);
-        hasher.write(b"adit hash key fingerprint 1");
-        format!("{:016x}", hasher.finish())
-    }
-}
-
-/// The key is a secret: it is never printed.
-impl fmt::Debug for HashKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "HashKey({}, {:?})", self.fingerprint(), self.origin)
+        self.key.fingerprint().to_string()
     }
 }
 
@@ -144,16 +113,8 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_tells_keys_apart_and_debug_hides_them() {
-        let mut other = HashKey::public();
-        other.bytes[15] ^= 1;
-        assert_ne!(other.fingerprint(), HashKey::public().fingerprint());
-        assert!(!format!("{other:?}").contains("adit-public"));
-    }
-
-    #[test]
     fn a_missing_file_says_how_to_make_one() {
-        let error = HashKey::load(Some(Path::new("/nonexistent/key"))).unwrap_err();
+        let error = LoadedKey::load(Some(Path::new("/nonexistent/key"))).unwrap_err();
         assert!(error.to_string().contains("openssl rand -hex 16"), "{error}");
     }
 }

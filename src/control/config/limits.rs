@@ -1,5 +1,6 @@
 //! Every default and every bound of the configuration, in one place, each with its reason.
 
+use crate::dataplane::region::{REAL_CAPACITY, VIP_CAPACITY};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -19,9 +20,10 @@ pub(super) const MAX_SYNTAX_ERRORS: usize = 10;
 /// Services in one director. Flow slots name them by a 16-bit index; 4096 leaves room for those
 /// that drain after they were removed, and keeps a snapshot in a few megabytes.
 pub const MAX_SERVICES: usize = 4096;
-/// Real servers in one service: the largest Maglev table has 1 048 583 slots and must have 100
-/// per member for shares to be right within one percent.
-pub const MAX_REALS_PER_SERVICE: usize = 10_485;
+/// Real servers in all: half of those the region can know, so that as many others can drain.
+pub const MAX_REALS: usize = REAL_CAPACITY as usize / 2;
+/// VIPs in all, likewise.
+pub const MAX_VIPS: usize = VIP_CAPACITY as usize / 2;
 /// Ports in one list: a longer one is better written as a range.
 pub(super) const MAX_PORT_LIST: usize = 256;
 /// Longest service name: it is printed in tables and becomes a metric label.

@@ -19,9 +19,9 @@ mod types;
 
 pub use error::{ConfigErrors, Problem, RenderStyle};
 pub use hash::{ConfigHash, config_hash, services_hash};
-pub use hash_key::{HashKey, HashKeyError, HashKeyOrigin};
+pub use hash_key::{HashKeyError, HashKeyOrigin, LoadedKey};
 pub use limits::{
-    DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS_PER_SERVICE, MAX_SERVICES,
+    DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS, MAX_SERVICES, MAX_VIPS,
 };
 pub use types::{
     Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Persistence, Ports,

@@ -102,14 +102,6 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
 }
 
 fn reals(tables: Vec<Table<'_>>, problems: &Problems) -> Vec<(Real, Range<usize>)> {
-    if let Some(beyond) = tables.get(limits::MAX_REALS_PER_SERVICE) {
-        problems.at(
-            beyond.span(),
-            format!("{} real servers in one service", tables.len()),
-            format!("at most {} fit", limits::MAX_REALS_PER_SERVICE),
-        );
-        return Vec::new();
-    }
     tables.into_iter().filter_map(|table| real(table, problems)).collect()
 }
 

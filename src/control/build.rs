@@ -1,0 +1,527 @@
+//! From a configuration and a look at the host to the one snapshot the core works with.
+
+use super::config::{self, Config, DontFragment};
+use super::destinations::{DestinationKey, Destinations, DestinationsFull};
+use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey};
+use crate::dataplane::conntrack::{Ticks, Timeouts};
+use crate::dataplane::counters::DestinationCounters;
+use crate::dataplane::hash::{HashKey, PersistenceGroup};
+use crate::dataplane::ids::{RealId, VipId};
+use crate::dataplane::packet;
+use crate::dataplane::region::{Directory, DirectoryFull, Entry, RealIdentity, VipIdentity};
+use crate::dataplane::scheduler::table::{TableCache, TableError};
+use crate::dataplane::scheduler::{Member, Scheduler, SchedulerKind};
+use crate::dataplane::service::{
+    DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable,
+};
+use crate::dataplane::snapshot::{Destination, Link, RealServer, RealServers, Snapshot};
+use crate::dataplane::verdict::EgressId;
+use adit_tunnel::OuterTemplate;
+use siphasher::sip::SipHasher24;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::Hasher;
+use std::net::IpAddr;
+
+/// Kind of tunnel in the region's directory: IP in IP.
+const TUNNEL_IPIP: u8 = 1;
+
+/// Why there is no snapshot for a configuration. All of these are limits; a configuration that
+/// keeps them cannot fail.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// Too many real servers or VIPs, draining ones included.
+    #[error("no room for more real servers or VIPs while old ones still have flows: {0}")]
+    Directory(#[from] DirectoryFull),
+    /// Too many pairs of service and real server.
+    #[error(transparent)]
+    Destinations(#[from] DestinationsFull),
+    /// No table can hold the members.
+    #[error("service {service}: {source}")]
+    Table {
+        /// Whose table.
+        service: String,
+        /// Why.
+        source: TableError,
+    },
+}
+
+/// Ids and tables that stay from one snapshot to the next.
+pub struct World<S> {
+    /// Ids of real servers; in the region.
+    pub reals: Directory<RealId, S>,
+    /// Ids of VIPs; in the region.
+    pub vips: Directory<VipId, S>,
+    /// Ids of destinations; in this process.
+    pub destinations: Destinations,
+    tables: TableCache,
+    generation: u64,
+}
+
+/// Where a real server's packets leave, as control plans it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PathTarget {
+    /// Frames out of an interface.
+    Direct {
+        /// Its number.
+        interface: u32,
+    },
+    /// Packets through the kernel.
+    Kernel {
+        /// The real server.
+        destination: IpAddr,
+        /// Outer source.
+        source: IpAddr,
+    },
+}
+
+/// What a snapshot is made of besides the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The way to each real server, those that drain included.
+    pub survey: &'a Survey,
+    /// MAC that answers for VIPs on the TAP.
+    pub tap_mac: [u8; 6],
+    /// MAC of the client-facing interface, where Adit answers for VIPs there.
+    pub client_mac: Option<[u8; 6]>,
+    /// Root and epoch of the cookies in outer ids.
+    pub cookies: CookieRoot,
+    /// Counters by destination, for where new ones begin.
+    pub counters: &'a [DestinationCounters],
+}
+
+/// Where the cookies in outer ids come from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct CookieRoot {
+    /// Random, kept in the region, never shown.
+    pub secret: [u8; 16],
+    /// Counts up now and then; cookies of the previous epoch are still taken.
+    pub epoch: u64,
+}
+
+/// Shows the epoch, never the secret.
+impl std::fmt::Debug for CookieRoot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CookieRoot").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+impl CookieRoot {
+    /// Secrets of a real server in the present and the previous epoch.
+    fn secrets(&self, real: RealId) -> [u16; 2] {
+        [self.epoch, self.epoch.wrapping_sub(1)].map(|epoch| {
+            let mut hasher = SipHasher24::new_with_key(&self.secret);
+            hasher.write_u32(real.0.to_le());
+            hasher.write_u64(epoch.to_le());
+            let [low, high, ..] = hasher.finish().to_le_bytes();
+            u16::from_le_bytes([low, high])
+        })
+    }
+}
+
+impl<S: AsRef<[Entry]>> World<S> {
+    /// A world with these directories.
+    pub fn new(reals: Directory<RealId, S>, vips: Directory<VipId, S>, key: HashKey) -> Self {
+        World {
+            reals,
+            vips,
+            destinations: Destinations::default(),
+            tables: TableCache::new(key),
+            generation: 0,
+        }
+    }
+
+    /// Addresses of all real servers that need a way: configured ones and those that drain.
+    pub fn real_addresses(&self, config: &Config) -> Vec<IpAddr> {
+        let mut all: BTreeSet<IpAddr> = config.real_addresses().into_iter().collect();
+        all.extend(self.destinations.iter().filter_map(|(_, k)| self.address_of(k.key.real)));
+        all.into_iter().collect()
+    }
+
+    /// The address of a real server.
+    pub fn address_of(&self, real: RealId) -> Option<IpAddr> {
+        self.reals.get(real).map(|identity| packet::ip_addr(&identity.address))
+    }
+
+    /// The address of a VIP.
+    pub fn vip_address(&self, vip: VipId) -> Option<IpAddr> {
+        self.vips.get(vip).map(|identity| packet::ip_addr(&identity.address))
+    }
+
+    /// Gives every service, VIP, real server and destination of `config` its id. What is gone from
+    /// the configuration drains.
+    ///
+    /// # Errors
+    /// When there are no ids left; then the configuration in force must be entered again.
+    pub fn enter(
+        &mut self,
+        config: &Config,
+        counters: &[DestinationCounters],
+    ) -> Result<(), BuildError> {
+        self.destinations.begin();
+        for service in &config.services {
+            let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
+            for real in &service.reals {
+                let real = self.intern_real(real.address)?;
+                let key = DestinationKey { service: service.name.clone(), vip, real };
+                let destination = Destination {
+                    real,
+                    vip,
+                    timeouts: timeouts(&service.timeouts),
+                    df: df(service.df),
+                    persistence: persistence(service),
+                };
+                self.destinations.configure(key, destination, counters)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The id of a real server.
+    ///
+    /// # Errors
+    /// When there are no ids left.
+    pub fn intern_real(&mut self, address: IpAddr) -> Result<RealId, DirectoryFull> {
+        self.reals.intern(RealIdentity { address: packet::address(address), tunnel: TUNNEL_IPIP })
+    }
+
+    /// Makes the snapshot of a configuration that was [`enter`](Self::enter)ed. `egress` names the
+    /// number of a path, `None` where it could not be opened.
+    ///
+    /// # Errors
+    /// When no table can hold the members of a service.
+    pub fn snapshot(
+        &mut self,
+        config: &Config,
+        key: HashKey,
+        around: &Surroundings<'_>,
+        egress: impl Fn(&PathTarget) -> Option<EgressId>,
+        previous: Option<&Snapshot>,
+    ) -> Result<Snapshot, BuildError> {
+        let services = self.services(config, previous)?;
+        let mut services = ServiceTable::new(services);
+        let draining = self
+            .destinations
+            .iter()
+            .filter_map(|(_, k)| Some((packet::address(self.vip_address(k.key.vip)?), k.key.vip)));
+        services.keep_vips(draining.collect::<Vec<_>>());
+        self.generation += 1;
+        Ok(Snapshot {
+            generation: self.generation,
+            services,
+            destinations: self.destinations.table(),
+            reals: self.real_servers(config, around, egress),
+            hash_key: key,
+            tap_mac: around.tap_mac,
+            client_mac: around.client_mac,
+            // Routing into the TAP has lowered it; what somebody else brings there may not have
+            // been routed at all, and must not circle for ever.
+            decrement_hop_limit: config.director.capture == config::Capture::Manual,
+            reset_unknown: true,
+        })
+    }
+
+    fn services(
+        &mut self,
+        config: &Config,
+        previous: Option<&Snapshot>,
+    ) -> Result<Vec<Service>, BuildError> {
+        let mut services = Vec::with_capacity(config.services.len());
+        let mut order: Vec<&config::Service> = config.services.iter().collect();
+        // The table gives a port to the first that claims it: a single port before a list.
+        order.sort_by_key(|s| s.ports.precedence());
+        for service in order {
+            let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
+            let members: Vec<Member> = service
+                .reals
+                .iter()
+                .map(|real| Member::up(real.address, u32::from(real.weight)))
+                .collect();
+            let mut destinations = Vec::with_capacity(members.len());
+            for member in &members {
+                let real = self.intern_real(member.address)?;
+                let key = DestinationKey { service: service.name.clone(), vip, real };
+                destinations.push(self.destinations.id(&key).ok_or(DestinationsFull)?);
+            }
+            let before = previous.and_then(|snapshot| scheduler_of(snapshot, &service.name));
+            let scheduler = kind(service.scheduler)
+                .build(&members, &mut self.tables, before)
+                .map_err(|source| BuildError::Table { service: service.name.clone(), source })?;
+            services.push(Service {
+                name: service.name.as_str().into(),
+                vip,
+                address: service.vip,
+                protocol: protocol(service.protocol),
+                ports: ports(&service.ports),
+                scheduler,
+                members: members.into(),
+                destinations: destinations.into(),
+                persistence: persistence(service),
+                timeouts: timeouts(&service.timeouts),
+                df: df(service.df),
+            });
+        }
+        Ok(services)
+    }
+
+    fn real_servers(
+        &self,
+        config: &Config,
+        around: &Surroundings<'_>,
+        egress: impl Fn(&PathTarget) -> Option<EgressId>,
+    ) -> RealServers {
+        let paths: BTreeMap<IpAddr, &RealPath> =
+            around.survey.paths.iter().map(|path| (path.address, path)).collect();
+        let mut by_id: Vec<Option<RealServer>> = Vec::new();
+        for (_, known) in self.destinations.iter() {
+            let id = known.key.real;
+            let Some(path) = self.address_of(id).and_then(|address| paths.get(&address)) else {
+                continue;
+            };
+            if by_id.len() <= id.index() {
+                by_id.resize(id.index() + 1, None);
+            }
+            by_id[id.index()] = real_server(config, path, id, around.cookies, &egress);
+        }
+        by_id.into()
+    }
+}
+
+/// Where a real server's packets are to leave; `None` where there is no way now.
+#[must_use]
+pub fn path_target(path: &RealPath) -> Option<PathTarget> {
+    match path.egress {
+        Egress::Direct(direct) => Some(PathTarget::Direct { interface: direct.ifindex }),
+        Egress::Kernel(KernelReason::NoRoute | KernelReason::Refused | KernelReason::Local) => None,
+        Egress::Kernel(_) => {
+            path.source.map(|source| PathTarget::Kernel { destination: path.address, source })
+        }
+    }
+}
+
+fn real_server(
+    config: &Config,
+    path: &RealPath,
+    id: RealId,
+    cookies: CookieRoot,
+    egress: impl Fn(&PathTarget) -> Option<EgressId>,
+) -> Option<RealServer> {
+    // Without a source there is no outer header to write. Its flows stay, and their packets are
+    // dropped as "no_egress" until there is a route.
+    let source = path.source.unwrap_or(match path.address {
+        IpAddr::V4(_) => IpAddr::from([0; 4]),
+        IpAddr::V6(_) => IpAddr::from([0; 16]),
+    });
+    let template = OuterTemplate::new(source, path.address, config.tunnel.ttl).ok()?;
+    let target = path_target(path);
+    let link = match (path.egress, target.as_ref().and_then(egress)) {
+        (Egress::Direct(direct), Some(egress)) => {
+            Link::Direct { egress, header: link_header(&direct, path.address) }
+        }
+        (Egress::Kernel(_), Some(egress)) => Link::Kernel { egress },
+        (Egress::Direct(_) | Egress::Kernel(_), None) => Link::None,
+    };
+    Some(RealServer {
+        template,
+        link,
+        // Devices with more than 65535 (loopback) carry any IP packet there is.
+        link_mtu: u16::try_from(path.mtu).unwrap_or(u16::MAX),
+        cookie_secrets: cookies.secrets(id),
+    })
+}
+
+fn link_header(direct: &DirectPath, outer: IpAddr) -> [u8; 14] {
+    let ethertype = match outer {
+        IpAddr::V4(_) => packet::ETHERTYPE_IPV4,
+        IpAddr::V6(_) => packet::ETHERTYPE_IPV6,
+    };
+    let mut header = [0; 14];
+    header[..6].copy_from_slice(&direct.next_hop_mac);
+    header[6..12].copy_from_slice(&direct.source_mac);
+    header[12..].copy_from_slice(&ethertype.to_be_bytes());
+    header
+}
+
+fn scheduler_of<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a dyn Scheduler> {
+    let services = snapshot.services.services();
+    services.iter().find(|s| *s.name == *name).map(|s| &*s.scheduler)
+}
+
+fn kind(scheduler: config::Scheduler) -> SchedulerKind {
+    match scheduler {
+        config::Scheduler::Maglev => SchedulerKind::Maglev,
+        config::Scheduler::Wrr => SchedulerKind::Wrr,
+        config::Scheduler::Rr => SchedulerKind::Rr,
+    }
+}
+
+fn protocol(protocol: config::Protocol) -> Protocol {
+    match protocol {
+        config::Protocol::Tcp => Protocol::Tcp,
+        config::Protocol::Udp => Protocol::Udp,
+    }
+}
+
+fn ports(ports: &config::Ports) -> Ports {
+    match ports {
+        config::Ports::Exact(port) => Ports::List([*port].into()),
+        config::Ports::List(list) => Ports::List(list.as_slice().into()),
+        config::Ports::Range(first, last) => Ports::Range(*first..=*last),
+        config::Ports::Any => Ports::Any,
+    }
+}
+
+fn df(df: DontFragment) -> DfPolicy {
+    match df {
+        DontFragment::Copy => DfPolicy::Copy,
+        DontFragment::Clear => DfPolicy::Clear,
+    }
+}
+
+fn timeouts(t: &config::Timeouts) -> Timeouts {
+    Timeouts {
+        half_open: Ticks::span(t.tcp_half_open),
+        unproven: Ticks::span(t.tcp_unproven),
+        established: Ticks::span(t.tcp_established),
+        fin: Ticks::span(t.tcp_fin),
+        rst: Ticks::span(t.tcp_rst),
+        udp: Ticks::span(t.udp),
+    }
+}
+
+fn persistence(service: &config::Service) -> Option<PersistencePolicy> {
+    let persistence = service.persistence.as_ref()?;
+    let group = match &persistence.group {
+        Some(name) => PersistenceGroup::named(name),
+        None => {
+            let first = match &service.ports {
+                config::Ports::Exact(port) | config::Ports::Range(port, _) => *port,
+                config::Ports::List(list) => list.first().copied().unwrap_or(0),
+                config::Ports::Any => 0,
+            };
+            let number = protocol(service.protocol).number();
+            PersistenceGroup::of_service(service.vip, first, number)
+        }
+    };
+    Some(PersistencePolicy {
+        group,
+        timeout: persistence.timeout,
+        ipv4_prefix: persistence.ipv4_prefix,
+        ipv6_prefix: persistence.ipv6_prefix,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::parse;
+    use crate::dataplane::counters::Counters;
+
+    const TEXT: &str = "[director]\ninterface = \"eth0\"\n\
+        [[service]]\nname = \"list\"\nvip = \"192.0.2.1\"\nport = [80, 443]\nscheduler = \"wrr\"\n\
+        [[service.real]]\naddress = \"10.0.0.1\"\n\
+        [[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nport = 80\n\
+        [[service.real]]\naddress = \"10.0.0.1\"\n[[service.real]]\naddress = \"10.0.0.2\"\n";
+
+    fn config(text: &str) -> Config {
+        parse(text, "t").unwrap()
+    }
+
+    fn world() -> World<Vec<Entry>> {
+        let entries = || (0..8).map(|_| Entry::default()).collect::<Vec<_>>();
+        World::new(Directory::new(entries()), Directory::new(entries()), HashKey::DEFAULT)
+    }
+
+    fn path(address: &str, egress: Egress) -> RealPath {
+        RealPath {
+            address: address.parse().unwrap(),
+            source: Some(IpAddr::from([10, 0, 0, 254])),
+            mtu: 1500,
+            interface: Some("eth0".into()),
+            next_hop: None,
+            egress,
+        }
+    }
+
+    fn survey() -> Survey {
+        let direct = DirectPath { ifindex: 3, source_mac: [1; 6], next_hop_mac: [2; 6] };
+        let paths = vec![
+            path("10.0.0.1", Egress::Direct(direct)),
+            path("10.0.0.2", Egress::Kernel(KernelReason::NotEthernet)),
+        ];
+        Survey { paths, next_hops: Vec::new() }
+    }
+
+    fn build(
+        world: &mut World<Vec<Entry>>,
+        config: &Config,
+        counters: &Counters,
+        previous: Option<&Snapshot>,
+    ) -> Snapshot {
+        world.enter(config, &counters.destinations).unwrap();
+        let survey = survey();
+        let around = Surroundings {
+            survey: &survey,
+            tap_mac: [9; 6],
+            client_mac: None,
+            cookies: CookieRoot { secret: [1; 16], epoch: 5 },
+            counters: &counters.destinations,
+        };
+        let egress = |target: &PathTarget| match target {
+            PathTarget::Direct { .. } => Some(EgressId(1)),
+            PathTarget::Kernel { .. } => Some(EgressId(2)),
+        };
+        world.snapshot(config, HashKey::DEFAULT, &around, egress, previous).unwrap()
+    }
+
+    #[test]
+    fn a_snapshot_says_what_the_configuration_says() {
+        let counters = Counters::new(8);
+        let mut world = world();
+        let snapshot = build(&mut world, &config(TEXT), &counters, None);
+        let vip = snapshot.services.vip(&packet::address("192.0.2.1".parse().unwrap())).unwrap();
+        let name = |port| snapshot.services.find(vip, 6, port).map(|s| s.name.to_string());
+        assert_eq!(name(80).as_deref(), Some("web"), "a single port goes before a list");
+        assert_eq!(name(443).as_deref(), Some("list"));
+        assert_eq!(name(81), None);
+        let reals: Vec<_> = snapshot.reals.iter().map(|(_, real)| real.link).collect();
+        let header = [2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1, 8, 0];
+        assert_eq!(reals[0], Link::Direct { egress: EgressId(1), header });
+        assert_eq!(reals[1], Link::Kernel { egress: EgressId(2) });
+        assert_eq!(snapshot.destinations.iter().flatten().count(), 3);
+    }
+
+    #[test]
+    fn what_is_taken_out_stays_in_force() {
+        let counters = Counters::new(8);
+        let mut world = world();
+        let first = build(&mut world, &config(TEXT), &counters, None);
+        let less = TEXT.replace("[[service.real]]\naddress = \"10.0.0.2\"\n", "");
+        let second = build(&mut world, &config(&less), &counters, Some(&first));
+        assert_eq!(second.reals.iter().count(), 2, "its flows need the way");
+        assert_eq!(second.destinations.iter().flatten().count(), 3);
+        let web =
+            |s: &Snapshot| s.services.services().iter().position(|s| &*s.name == "web").unwrap();
+        assert_eq!(second.services.services()[web(&second)].members.len(), 1);
+        assert!(second.generation > first.generation);
+
+        // A VIP without services is answered while it has flows.
+        let none =
+            build(&mut world, &config("[director]\ninterface = \"eth0\"\n"), &counters, None);
+        assert_eq!(none.services.vips().count(), 1);
+        world.destinations.retain(|_, _| true);
+        let none =
+            build(&mut world, &config("[director]\ninterface = \"eth0\"\n"), &counters, None);
+        assert_eq!((none.services.vips().count(), none.reals.iter().count()), (0, 0));
+    }
+
+    #[test]
+    fn cookies_differ_by_real_server_and_epoch_and_overlap() {
+        let root = CookieRoot { secret: [7; 16], epoch: 9 };
+        let [now, before] = root.secrets(RealId(1));
+        let later = CookieRoot { epoch: 10, ..root };
+        assert_eq!(later.secrets(RealId(1))[1], now);
+        assert_ne!(now, before);
+        assert_ne!(now, root.secrets(RealId(2))[0]);
+        assert!(!format!("{root:?}").contains('7'));
+    }
+}
