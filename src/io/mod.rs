@@ -1,0 +1,47 @@
+//! Bytes and slots: the ring, buffers, TAP and sockets of a worker.
+//!
+//! Architecture invariant: this module knows nothing of services, flows or tunnels. It moves frames
+//! between slots and file descriptors and hands them to a [`Handler`]; what a frame means is decided
+//! elsewhere. Every `unsafe` line of the daemon is under this folder.
+//!
+//! The way through: [`Tap::open`] makes the device, [`choose`] finds out what the kernel can do,
+//! [`Engine::build`] allocates everything, [`Engine::run`] drives a handler on the calling thread
+//! until it asks to stop or the device is gone.
+
+// Memory shared with the kernel, mappings and raw system calls need it; each block says which
+// invariant holds.
+#![allow(unsafe_code)]
+// Errno has 130 variants; a match on it names those that need something else than the rest.
+#![allow(clippy::wildcard_enum_match_arm)]
+
+mod buffer_ring;
+pub mod clock;
+mod egress;
+mod engine;
+#[cfg(test)]
+mod engine_tests;
+mod errno;
+mod interface;
+mod mapping;
+mod multishot;
+mod packet_socket;
+mod poll;
+mod probe;
+mod ring;
+mod slots;
+mod tap;
+#[cfg(test)]
+mod testing;
+mod wake;
+
+pub use egress::{EgressControl, EgressError, EgressId, EgressTarget, MAX_EGRESS, OpenEgress};
+pub use engine::{
+    Disposition, Engine, EngineConfig, EngineError, Handler, IoCounters, Source, TICK,
+};
+pub use interface::{InterfaceError, interface_index, interface_mtu};
+pub use nix::errno::Errno;
+pub use packet_socket::{JoinedGroups, NeighbourSockets, OuterErrorSockets, PacketSocketError};
+pub use probe::{Choice, EngineKind, IoPreference, choose};
+pub use slots::{AuxSlot, AuxSlots, HEADROOM};
+pub use tap::{Tap, TapConfig, TapError};
+pub use wake::{Waker, pin_current_thread};

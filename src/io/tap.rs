@@ -1,0 +1,224 @@
+//! The TAP device that VIP traffic is routed or bridged into.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use thiserror::Error;
+
+use super::interface::{Interface, InterfaceError, request_for};
+
+/// What the device is to be.
+#[derive(Debug, Clone)]
+pub struct TapConfig {
+    /// Interface name, 15 bytes at most. Both MAC addresses are derived from it.
+    pub name: String,
+    /// MTU in bytes of the network layer: at least that of the interface that faces the clients.
+    pub mtu: u32,
+    /// Frames the kernel queues in front of the reader before it drops (`txqueuelen`).
+    pub queue_length: u32,
+}
+
+impl TapConfig {
+    /// Default of `queue_length`: at 1 million packets per second it bridges 4 ms in which the
+    /// worker does not read (a scheduling hiccup), the ring costs 32 kB.
+    pub const DEFAULT_QUEUE_LENGTH: u32 = 4096;
+}
+
+/// An open, non-persistent TAP device: it is gone when this is dropped, or the process dies.
+#[derive(Debug)]
+pub struct Tap {
+    fd: OwnedFd,
+    name: String,
+    index: u32,
+    mtu: u32,
+}
+
+/// Why there is no TAP.
+#[derive(Debug, Error)]
+pub enum TapError {
+    /// The driver is not there.
+    #[error(
+        "/dev/net/tun: {0}: load the driver (`modprobe tun`), or give the container the device"
+    )]
+    NoDriver(Errno),
+    /// The process may not open the driver or create the device.
+    #[error("{name}: {errno}: run as root or give CAP_NET_ADMIN")]
+    NotPermitted {
+        /// The device.
+        name: String,
+        /// `EPERM` or `EACCES`.
+        errno: Errno,
+    },
+    /// Another process has it open.
+    #[error("{name} is in use by another process (is another director running?)")]
+    Busy {
+        /// The device.
+        name: String,
+    },
+    /// An interface of this name exists and is no single-queue TAP.
+    #[error(
+        "{name} exists and is not a single-queue TAP device: remove it (`ip link del {name}`) or choose another name"
+    )]
+    NotATap {
+        /// The device.
+        name: String,
+    },
+    /// The name is not one for an interface.
+    #[error("{name:?} is no interface name: 1 to 15 bytes without `/`")]
+    Name {
+        /// What was given.
+        name: String,
+    },
+    /// Another refusal of TUNSETIFF.
+    #[error("{name}: TUNSETIFF: {errno}")]
+    Refused {
+        /// The device.
+        name: String,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// The device is there, but a setting was refused.
+    #[error(transparent)]
+    Setting(#[from] InterfaceError),
+}
+
+impl Tap {
+    /// Creates the device, sets its MAC, MTU and queue length, and brings it up.
+    ///
+    /// The descriptor is non-blocking: kernels before 6.4 lack `FMODE_NOWAIT` on TUN/TAP and would
+    /// punt each request of a ring to a worker thread otherwise.
+    ///
+    /// # Errors
+    /// Says what to do: driver missing, privilege missing, device in use or of another kind.
+    pub fn open(config: &TapConfig) -> Result<Self, TapError> {
+        let name = config.name.clone();
+        let mut request = request_for(&name).map_err(|_| TapError::Name { name: name.clone() })?;
+        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let fd = open("/dev/net/tun", flags, Mode::empty()).map_err(|errno| match errno {
+            Errno::EPERM | Errno::EACCES => TapError::NotPermitted { name: name.clone(), errno },
+            _ => TapError::NoDriver(errno),
+        })?;
+
+        // The flags field is a short; both bits are far below its sign bit.
+        request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI;
+        // SAFETY: `request` is a whole, initialised ifreq that outlives the call; TUNSETIFF reads
+        // and writes nothing else.
+        let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) };
+        Errno::result(result).map_err(|errno| match errno {
+            Errno::EPERM | Errno::EACCES => TapError::NotPermitted { name: name.clone(), errno },
+            Errno::EBUSY => TapError::Busy { name: name.clone() },
+            Errno::EINVAL => TapError::NotATap { name: name.clone() },
+            errno => TapError::Refused { name: name.clone(), errno },
+        })?;
+
+        let interface = Interface::named(&name)?;
+        interface.set_mac(kernel_mac(&name))?;
+        interface.set_mtu(config.mtu)?;
+        interface.set_queue_length(config.queue_length)?;
+        interface.set_up()?;
+        let index = interface.index()?;
+        Ok(Self { fd, name, index, mtu: config.mtu })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its interface index.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Its MTU in bytes of the network layer.
+    pub fn mtu(&self) -> u32 {
+        self.mtu
+    }
+
+    /// The MAC of the kernel's side: the same after each restart, so that neighbour entries of a
+    /// bridged network stay valid.
+    pub fn mac(&self) -> [u8; 6] {
+        kernel_mac(&self.name)
+    }
+
+    /// The MAC that Adit answers with on this device; frames to VIPs carry it as destination.
+    pub fn peer_mac(&self) -> [u8; 6] {
+        let mut mac = kernel_mac(&self.name);
+        mac[0] = 0x06;
+        mac
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+const IFF_TAP: libc::c_short = 0x0002;
+const IFF_NO_PI: libc::c_short = 0x1000;
+
+/// `02:` (locally administered, unicast) and 40 bits of the name's FNV-1a hash. The peer's differs
+/// in the first byte only, `06:`, which is locally administered as well.
+fn kernel_mac(name: &str) -> [u8; 6] {
+    let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+    for byte in name.bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    let [_, _, _, a, b, c, d, e] = (hash ^ (hash >> 40)).to_be_bytes();
+    [0x02, a, b, c, d, e]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::testing::in_namespace;
+
+    fn config(name: &str) -> TapConfig {
+        TapConfig { name: name.into(), mtu: 1400, queue_length: 777 }
+    }
+
+    #[test]
+    fn macs_are_stable_local_and_distinct() {
+        assert_eq!(kernel_mac("adit0"), kernel_mac("adit0"));
+        assert_ne!(kernel_mac("adit0"), kernel_mac("adit1"));
+        assert_eq!(kernel_mac("adit0")[0] & 3, 2, "locally administered, not a group address");
+    }
+
+    #[test]
+    fn opens_as_configured_and_is_gone_after_drop() {
+        in_namespace("opens_as_configured_and_is_gone_after_drop", || {
+            let tap = Tap::open(&config("adit-t")).unwrap();
+            let read = |file: &str| {
+                // /sys shows the namespace it was mounted in, so ask the kernel by ioctl or ip.
+                let out = std::process::Command::new("ip")
+                    .args(["-o", "link", "show", "dev", "adit-t"])
+                    .output()
+                    .unwrap();
+                let text = String::from_utf8(out.stdout).unwrap();
+                assert!(text.contains(file), "{file} not in {text}");
+            };
+            read("mtu 1400");
+            read("qlen 777");
+            read("UP");
+            let mac = tap.mac().map(|b| format!("{b:02x}")).join(":");
+            read(&mac);
+            assert_eq!(super::super::interface_index("adit-t").unwrap(), tap.index());
+            assert!(matches!(Tap::open(&config("adit-t")), Err(TapError::Busy { .. })));
+            drop(tap);
+            assert_eq!(super::super::interface_index("adit-t").unwrap_err().errno, Errno::ENODEV);
+        });
+    }
+
+    #[test]
+    fn says_what_is_in_the_way() {
+        in_namespace("says_what_is_in_the_way", || {
+            let too_long = Tap::open(&config("a-name-of-sixteen")).unwrap_err();
+            assert!(matches!(too_long, TapError::Name { .. }));
+            let not_a_tap = Tap::open(&config("lo")).unwrap_err();
+            assert!(matches!(not_a_tap, TapError::NotATap { .. }), "{not_a_tap}");
+        });
+    }
+}
