@@ -7,3 +7,4 @@ pub mod cli;
 pub mod control;
 pub mod dataplane;
 pub mod io;
+pub mod worker;

@@ -202,10 +202,10 @@ pub fn spawn<S: AsRef<[Slot]> + Send + 'static>(
     on_end: impl FnOnce(Result<IoCounters, EngineError>) + Send + 'static,
 ) -> std::io::Result<thread::JoinHandle<()>> {
     thread::Builder::new().name("adit-worker".into()).spawn(move || {
-        if let Some(core) = core {
-            if let Err(errno) = io::pin_current_thread(core) {
-                tracing::warn!(core, %errno, "worker is not pinned");
-            }
+        if let Some(core) = core
+            && let Err(errno) = io::pin_current_thread(core)
+        {
+            tracing::warn!(core, %errno, "worker is not pinned");
         }
         let result = engine.run(&mut worker);
         on_end(result);
