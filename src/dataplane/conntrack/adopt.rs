@@ -1,6 +1,6 @@
 //! Taking over the flows of an earlier process: every slot is checked before it is believed.
 
-use super::{FlowRecord, FlowTable, Slot, SlotError, Ticks, ages::List, list_of};
+use super::{FlowRecord, FlowTable, List, Slot, SlotError, Ticks, list_of};
 use crate::dataplane::{ids::DestinationId, time::Time};
 
 /// Why a slot's flow was not taken over.
@@ -95,7 +95,7 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
                 Err(rejection) => report.reject(rejection),
             }
             table.slot(number).clear();
-            table.ages.push(List::Free, number);
+            table.ages.push(List::Free as usize, number);
         }
         waiting.sort_unstable();
         for (_, _, number) in waiting {

@@ -5,8 +5,6 @@
 //! private to the process and rebuilt by adoption. A hit touches one line of the index and one slot.
 
 mod adopt;
-mod ages;
-mod index;
 mod key;
 mod slot;
 mod state;
@@ -20,13 +18,30 @@ pub use slot::{FlowRecord, SLOT_FORMAT, Slot, SlotError};
 pub use state::{Class, Observation, Observed, Progress, TcpSegment, Ticks, Timeouts};
 pub use sweep::SWEEP_BUDGET;
 
-use ages::{Ages, EVICTION_ORDER, List};
-use index::Index;
-
 use crate::dataplane::{
     ids::{DestinationId, RealId},
+    queues::Queues,
+    slot_index::SlotIndex,
     time::Time,
 };
+
+/// Lists a slot can be in. Established flows are in none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum List {
+    /// Not in use.
+    Free,
+    /// Flows of which only a SYN was seen.
+    HalfOpen,
+    /// Flows that never were established.
+    Unproven,
+    /// Flows that were established and are closing.
+    Closing,
+}
+
+/// Number of lists.
+const LISTS: usize = 4;
+/// In this order flows are evicted.
+const EVICTION_ORDER: [List; 3] = [List::HalfOpen, List::Unproven, List::Closing];
 
 /// A flow found in the table. Valid until the table's next `insert`, `remove` or `sweep`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -130,8 +145,8 @@ impl TableMemory {
 pub fn memory_for(capacity: usize) -> TableMemory {
     TableMemory {
         slots: capacity * size_of::<Slot>(),
-        index: Index::memory_for(capacity),
-        links: Ages::memory_for(capacity),
+        index: SlotIndex::memory_for(capacity),
+        links: Queues::memory_for(capacity),
     }
 }
 
@@ -139,8 +154,8 @@ pub fn memory_for(capacity: usize) -> TableMemory {
 pub struct FlowTable<S> {
     slots: S,
     hasher: FlowHasher,
-    index: Index,
-    ages: Ages,
+    index: SlotIndex,
+    ages: Queues,
     counts: ClassCounts,
     /// Where the sweep goes on.
     hand: u32,
@@ -155,7 +170,7 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
         let mut table = Self::bare(slots, seed);
         for number in 0..table.count() {
             table.slot(number).clear();
-            table.ages.push(List::Free, number);
+            table.ages.push(List::Free as usize, number);
         }
         table
     }
@@ -166,8 +181,8 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
         Self {
             slots,
             hasher: FlowHasher::new(seed),
-            index: Index::new(capacity),
-            ages: Ages::new(capacity),
+            index: SlotIndex::new(capacity),
+            ages: Queues::new(capacity, LISTS),
             counts: ClassCounts::default(),
             hand: 0,
         }
@@ -263,10 +278,10 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
             return;
         }
         if let Some(from) = from {
-            self.ages.unlink(from, slot);
+            self.ages.unlink(from as usize, slot);
         }
         if let Some(to) = to {
-            self.ages.push(to, slot);
+            self.ages.push(to as usize, slot);
         }
     }
 
@@ -286,9 +301,10 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
         let (hash, same) = self.find(&flow.key);
         let ended = match same {
             Some(slot) => Some(self.end(slot, now, EndReason::Replaced)),
-            None if self.ages.oldest(List::Free).is_some() => None,
+            None if self.ages.oldest(List::Free as usize).is_some() => None,
             None => {
-                let victim = EVICTION_ORDER.iter().find_map(|&list| self.ages.oldest(list));
+                let victim =
+                    EVICTION_ORDER.iter().find_map(|&list| self.ages.oldest(list as usize));
                 Some(self.end(victim.ok_or(TableFull)?, now, EndReason::Evicted))
             }
         };
@@ -305,8 +321,8 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
 
     /// Puts a record whose key is not in the table into a free slot, if there is one.
     fn place(&mut self, hash: u64, record: &FlowRecord) -> Option<u32> {
-        let slot = self.ages.oldest(List::Free)?;
-        self.ages.unlink(List::Free, slot);
+        let slot = self.ages.oldest(List::Free as usize)?;
+        self.ages.unlink(List::Free as usize, slot);
         self.slot(slot).publish(record);
         self.index.insert(hash, slot);
         self.enlist(slot, &record.progress);
@@ -315,7 +331,7 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
 
     fn enlist(&mut self, slot: u32, progress: &Progress) {
         if let Some(list) = list_of(progress.class, progress.proven) {
-            self.ages.push(list, slot);
+            self.ages.push(list as usize, slot);
         }
         self.counts.add(progress.class);
     }
@@ -333,11 +349,11 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
         let was_indexed = self.index.remove(self.hash_of(slot), slot);
         debug_assert!(was_indexed, "an occupied slot is in the index");
         if let Some(list) = list_of(record.progress.class, record.progress.proven) {
-            self.ages.unlink(list, slot);
+            self.ages.unlink(list as usize, slot);
         }
         self.counts.take(record.progress.class);
         self.slot(slot).clear();
-        self.ages.push_oldest(List::Free, slot);
+        self.ages.push_oldest(List::Free as usize, slot);
         Ended { record, reason }
     }
 }

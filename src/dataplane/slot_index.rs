@@ -1,6 +1,7 @@
-//! The private hash index: from a key's hash to its slot in one cache line.
+//! A hash index of fixed size: from a key's hash to its slot in one cache line.
 //!
-//! It is not part of the region. It is rebuilt on adoption, under a new random seed.
+//! It knows neither keys nor slots; the hash comes from a seeded hasher, so that nobody outside can
+//! make keys collide.
 
 /// Entries of a bucket: what fits into a cache line beside the overflow count.
 const ENTRIES: usize = 10;
@@ -39,12 +40,12 @@ impl Bucket {
 
 /// Hash index over a fixed number of slots.
 #[derive(Debug)]
-pub(super) struct Index {
+pub(super) struct SlotIndex {
     buckets: Vec<Bucket>,
     mask: usize,
 }
 
-impl Index {
+impl SlotIndex {
     pub(super) fn new(capacity: usize) -> Self {
         let buckets = buckets_for(capacity);
         Self { buckets: vec![Bucket::EMPTY; buckets], mask: buckets - 1 }
@@ -152,7 +153,7 @@ mod tests {
         /// Hashes from a handful of values: buckets overflow, tags collide.
         #[test]
         fn behaves_like_a_map(steps in prop::collection::vec((any::<bool>(), 0_u32..64, 0_u64..6), 1..400)) {
-            let mut index = Index::new(64);
+            let mut index = SlotIndex::new(64);
             let mut model: HashMap<u32, u64> = HashMap::new();
             for (add, slot, spread) in steps {
                 let hash = (spread % 3) | ((spread / 3) << 48);
