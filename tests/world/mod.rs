@@ -317,5 +317,5 @@ fn rate_limiter() -> RateLimiter {
     RateLimiter
 }
 fn fragments() -> Fragments {
-    Fragments
+    Fragments::new(1500, [9, 8, 7, 6])
 }
