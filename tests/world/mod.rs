@@ -21,8 +21,9 @@ use adit::dataplane::{
     hash::{HashKey, PersistenceGroup},
     ids::{DestinationId, RealId, VipId},
     path_mtu::PathMtus,
-    persistence::PersistenceIndex,
-    rate_limit::RateLimiter,
+    persistence::PersistenceTable,
+    rate_limit::{RateLimiter, RateLimits},
+    region::Entry,
     scheduler::{Member, SchedulerKind, table::TableCache},
     service::{DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable},
     snapshot::{Destination, Link, RealServer, Snapshot},
@@ -221,7 +222,7 @@ pub struct World {
     pub shell: TestShell,
     pub snapshot: Snapshot,
     pub counters: Arc<Counters>,
-    pub persistence: Arc<PersistenceIndex>,
+    pub persistence: PersistenceTable<Vec<Entry>>,
     pub now: Time,
     slot: Vec<u8>,
 }
@@ -238,16 +239,17 @@ impl World {
     /// A director with room for `connections` flows.
     pub fn new(snapshot: Snapshot, connections: usize) -> Self {
         let counters = Arc::new(Counters::new(snapshot.destinations.len()));
-        let persistence = Arc::new(persistence_index());
+        let now = Time(3_600_000_000_000);
+        let places = (0..64).map(|_| Entry::default()).collect();
+        let (persistence, _) = PersistenceTable::adopt(places, [5, 6, 7, 8], now, |_| true);
         let director = Director::new(Parts {
             flows: FlowTable::new(slots(connections), [1, 2, 3, 4]),
             fragments: fragments(),
             path_mtus: PathMtus::new(64),
             emit_limits: rate_limiter(),
-            persistence: Arc::clone(&persistence),
+            persistence: persistence.index(),
             counters: Arc::clone(&counters),
         });
-        let now = Time(3_600_000_000_000);
         let (shell, slot) = (TestShell::new(), vec![0; SLOT]);
         Self { director, shell, snapshot, counters, persistence, now, slot }
     }
@@ -310,11 +312,8 @@ fn slots(count: usize) -> Vec<Slot> {
     (0..count).map(|_| Slot::default()).collect()
 }
 
-fn persistence_index() -> PersistenceIndex {
-    PersistenceIndex
-}
 fn rate_limiter() -> RateLimiter {
-    RateLimiter
+    RateLimiter::new(&RateLimits::default(), [1, 2, 3, 4])
 }
 fn fragments() -> Fragments {
     Fragments::new(1500, [9, 8, 7, 6])

@@ -11,6 +11,7 @@ use super::{
         ids::{DestinationId, VipId},
         packet::{self, Datagram, Quote, TcpSegment, protocol, tcp_flag},
         path_mtu::{FlowCheck, InnerQuote},
+        rate_limit::Emission,
         reply,
         service::Service,
         snapshot::Snapshot,
@@ -324,7 +325,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let Some(segment) = &incoming.segment else {
             return Verdict::Drop(DropReason::NoFlow);
         };
-        if !self.parts.emit_limits.allow(context.now, &datagram.source) {
+        if !self.parts.emit_limits.allow(context.now, Emission::Reset, &datagram.source) {
             return Verdict::Drop(DropReason::EmitRateLimited);
         }
         let link = LinkHeader::back(received.slot, received.frame.start);

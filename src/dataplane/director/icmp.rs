@@ -5,6 +5,7 @@ use super::{
         conntrack::Slot,
         icmp::{self, ErrorMessage, Message},
         packet::Datagram,
+        rate_limit::Emission,
         reply,
         verdict::{DropReason, Outlet, Verdict},
     },
@@ -35,7 +36,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         datagram: &Datagram,
         received: Received<'_>,
     ) -> Verdict {
-        if !self.parts.emit_limits.allow(context.now, &datagram.source) {
+        if !self.parts.emit_limits.allow(context.now, Emission::EchoReply, &datagram.source) {
             return Verdict::Drop(DropReason::EmitRateLimited);
         }
         let link = LinkHeader::back(received.slot, received.frame.start);

@@ -19,7 +19,7 @@ use super::{
     packet::{self, Datagram, PacketError, protocol},
     path_mtu::{OuterError, PathMtus},
     persistence::PersistenceIndex,
-    rate_limit::RateLimiter,
+    rate_limit::{Emission, RateLimiter},
     reply,
     snapshot::Snapshot,
     time::Time,
@@ -282,7 +282,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         kind: reply::ErrorReply,
         otherwise: DropReason,
     ) -> Verdict {
-        if !self.parts.emit_limits.allow(context.now, &datagram.source) {
+        if !self.parts.emit_limits.allow(context.now, Emission::IcmpError, &datagram.source) {
             return Verdict::Drop(DropReason::EmitRateLimited);
         }
         let link = LinkHeader::back(received.slot, received.frame.start);
