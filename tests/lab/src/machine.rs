@@ -20,13 +20,16 @@ use crate::host::{Host, Process};
 use crate::namespace::Namespace;
 use crate::root::debian_root;
 use crate::run::Run;
-use crate::wait::wait_for;
+use crate::wait::{wait_for, wait_until};
 
 const INIT_GUEST: &str = include_str!("../guest/init-guest.sh");
 const INIT_NAMESPACE: &str = include_str!("../guest/init-namespace.sh");
 
 /// Limit for a boot: seconds when the computer is idle, and tests boot several at a time.
 const BOOT: Duration = Duration::from_secs(90);
+
+/// Limit for a machine's processes to be gone once its first was killed.
+const END: Duration = Duration::from_secs(10);
 
 /// On which kernel a machine runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,7 +188,10 @@ impl Machine {
     pub fn power_off(&self) -> Result<()> {
         let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         process.kill().context(|| format!("end {}", self.namespace.label()))?;
-        process.wait().map(drop).context(|| format!("wait for {}", self.namespace.label()))
+        process.wait().context(|| format!("wait for {}", self.namespace.label()))?;
+        // Its other processes end with it, but a moment later.
+        let what = format!("end of the processes of {}", self.namespace.label());
+        wait_until(END, &what, || self.namespace.processes().is_ok_and(|pids| pids.is_empty()))
     }
 }
 

@@ -182,6 +182,15 @@ impl Namespace {
             .context(|| format!("set {name}={value} in {}", self.name()))
     }
 
+    /// Numbers of the processes that live in the namespace.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        let listing = run_to_end(Command::new("ip").args(["netns", "pids", self.name()]))?;
+        Ok(listing.lines().filter_map(|line| line.trim().parse().ok()).collect())
+    }
+
     fn feed(&self, command: &mut Command, input: &str) -> Result<()> {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = self.spawn(command)?;

@@ -221,6 +221,16 @@ impl Lab {
         RealServer::boot(&self.run, &self.dcs[dc], spec)
     }
 
+    /// The data centre (0 or 1) that a real server is in.
+    #[must_use]
+    pub fn data_centre(&self, real: &RealServer) -> usize {
+        // dc1 is 10.20.0.0/24, dc2 10.30.0.0/24.
+        match real.address(false) {
+            IpAddr::V4(address) => usize::from(address.octets()[1] == 30),
+            IpAddr::V6(_) => unreachable!("an IPv4 address was asked for"),
+        }
+    }
+
     /// The real server of that name.
     #[must_use]
     pub fn real(&self, name: &str) -> Option<&RealServer> {
