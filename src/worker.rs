@@ -129,10 +129,9 @@ impl<S: AsRef<[Slot]>> Handler for Worker<S> {
         self.director.sent(account(token), result);
     }
 
-    fn tick(&mut self, now_ns: u64, aux: &mut AuxSlots, counters: &IoCounters) {
+    fn tick(&mut self, now_ns: u64, _aux: &mut AuxSlots, counters: &IoCounters) {
         self.now = Time(now_ns);
-        let mut outlet = Shell { aux, link: &mut self.link, capture: &mut self.capture };
-        self.director.tick(self.now, &self.snapshot, &mut outlet);
+        self.director.tick(self.now);
         self.link.beat(now_ns, counters);
     }
 

@@ -22,6 +22,11 @@ pub enum Source {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct EgressId(pub u16);
 
+impl EgressId {
+    /// Back into the TAP.
+    pub const TAP: Self = Self(0);
+}
+
 /// Where a reply of Adit's own goes out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyTo {

@@ -299,12 +299,8 @@ impl World {
     }
 
     /// Lets timers run at the present time.
-    pub fn tick(&mut self) -> Vec<Output> {
-        self.director.tick(self.now, &self.snapshot, &mut self.shell);
-        for account in self.shell.pending.drain(..) {
-            self.director.sent(account, SendResult::Sent);
-        }
-        self.shell.sent.drain(..).collect()
+    pub fn tick(&mut self) {
+        self.director.tick(self.now);
     }
 }
 

@@ -1,22 +1,149 @@
-//! Fragments
+//! Fragments of datagrams: the first decides, the others follow it, those that came too early wait.
+
 use super::{
     super::{
         conntrack::Slot,
-        ids::VipId,
-        packet::Datagram,
-        verdict::{DropReason, Outlet, Verdict},
+        fragments::{Later, Lost, Piece, PieceError, Release},
+        ids::{DestinationId, VipId},
+        packet::{Datagram, ETHERNET_HEADER, protocol},
+        time::Time,
+        verdict::{Account, DropReason, EgressId, HEADROOM, Outlet, Verdict},
     },
-    Context, Director, Received,
+    Context, Director, LinkHeader, Received,
+    balance::{Incoming, Refusal},
 };
+
 impl<S: AsRef<[Slot]>> Director<S> {
+    /// A fragment of a datagram to a VIP.
     pub(super) fn fragment<O: Outlet>(
         &mut self,
-        _c: &mut Context<'_, O>,
-        _d: &Datagram,
-        _vip: VipId,
-        _r: Received<'_>,
+        context: &mut Context<'_, O>,
+        datagram: &Datagram,
+        vip: VipId,
+        received: Received<'_>,
     ) -> Verdict {
-        Verdict::Drop(DropReason::FragmentOverflow)
+        match Piece::of(datagram) {
+            Ok(Some(piece)) if piece.is_first() => {
+                self.first_fragment(context, datagram, &piece, vip, received)
+            }
+            Ok(Some(piece)) => self.later_fragment(context, datagram, &piece, received),
+            Ok(None) => self.balance(context, datagram, vip, received),
+            Err(PieceError::Tiny) => Verdict::Drop(DropReason::TinyFragment),
+            Err(PieceError::Malformed) => Verdict::Drop(DropReason::Malformed),
+        }
     }
-    pub(super) fn expire_fragments<O: Outlet>(&mut self, _c: &mut Context<'_, O>) {}
+
+    fn first_fragment<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        datagram: &Datagram,
+        piece: &Piece,
+        vip: VipId,
+        received: Received<'_>,
+    ) -> Verdict {
+        match datagram.protocol {
+            protocol::TCP | protocol::UDP => {}
+            protocol::ICMP | protocol::ICMPV6 => return Verdict::Drop(DropReason::IcmpUnsupported),
+            _ => return Verdict::Drop(DropReason::NoService),
+        }
+        let incoming = match Incoming::read(datagram, received.packet(), vip) {
+            Ok(incoming) => incoming,
+            Err(error) => return Verdict::Drop(super::drop_reason(error)),
+        };
+        let destination = match self.destination_of(context, &incoming, datagram) {
+            Ok(destination) => destination,
+            Err(Refusal::Drop(reason)) => return Verdict::Drop(reason),
+            Err(Refusal::Reset) => return Verdict::Drop(DropReason::NoFlow),
+        };
+        // Held fragments came over the same link; read before the first one is rewritten.
+        let link = LinkHeader::back(received.slot, received.frame.start);
+        let mut lost = Lost::default();
+        let release = self.parts.fragments.first(context.now, piece, destination, &mut lost);
+        self.count_lost(lost);
+        let verdict = self.forward(context, datagram, received, destination);
+        self.release_held(context, release, destination, link);
+        verdict
+    }
+
+    fn later_fragment<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        datagram: &Datagram,
+        piece: &Piece,
+        received: Received<'_>,
+    ) -> Verdict {
+        let mut lost = Lost::default();
+        let fragments = &mut self.parts.fragments;
+        let later = fragments.later(context.now, piece, received.packet(), &mut lost);
+        self.count_lost(lost);
+        match later {
+            Later::Forward(destination) => self.forward(context, datagram, received, destination),
+            Later::Held => Verdict::Hold,
+            Later::Refused => Verdict::Drop(DropReason::FragmentOverflow),
+        }
+    }
+
+    /// Sends what waited for its first fragment.
+    fn release_held<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        release: Release,
+        destination: DestinationId,
+        link: LinkHeader,
+    ) {
+        // Taken out for the while, so that it is not borrowed from the director it works with.
+        let mut staging = std::mem::take(&mut self.staging);
+        while let Some(packet) = self.parts.fragments.release(release) {
+            let ip = HEADROOM..HEADROOM + packet.len();
+            let frame = ip.start - ETHERNET_HEADER..ip.end;
+            staging[ip.clone()].copy_from_slice(packet);
+            staging[frame.start..ip.start].copy_from_slice(&link.forth());
+            let verdict = match Datagram::parse(&staging[ip.clone()]) {
+                Ok(datagram) => {
+                    let received = Received { slot: &mut staging, frame, ip };
+                    self.forward(context, &datagram, received, destination)
+                }
+                // It was parsed when it was held.
+                Err(error) => Verdict::Drop(super::drop_reason(error)),
+            };
+            let verdict = send_copy(context.outlet, verdict, &staging);
+            self.parts.counters.worker.held.sub(1);
+            self.account(&verdict);
+        }
+        self.staging = staging;
+    }
+
+    /// Lets go of datagrams whose fragments took too long.
+    pub(super) fn expire_fragments(&mut self, now: Time) {
+        let mut lost = Lost::default();
+        self.parts.fragments.expire(now, &mut lost);
+        self.count_lost(lost);
+    }
+
+    fn count_lost(&self, lost: Lost) {
+        let counters = &self.parts.counters;
+        let (overflow, timeout) = (u64::from(lost.overflow), u64::from(lost.timeout));
+        counters.worker.held.sub(overflow + timeout);
+        counters.dropped(DropReason::FragmentOverflow).add(overflow);
+        counters.dropped(DropReason::FragmentTimeout).add(timeout);
+    }
+}
+
+/// Sends the range of `bytes` that the verdict names from an auxiliary slot.
+fn send_copy<O: Outlet>(outlet: &mut O, verdict: Verdict, bytes: &[u8]) -> Verdict {
+    let (egress, range, account) = match &verdict {
+        Verdict::Forward { egress, range } => (*egress, range.clone(), Account::Forward),
+        Verdict::Reply { range, .. } => (EgressId::TAP, range.clone(), Account::Reply),
+        Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => return verdict,
+    };
+    let Some(scratch) = outlet.acquire() else {
+        return Verdict::Drop(DropReason::NoScratch);
+    };
+    let Some(room) = outlet.bytes(&scratch).get_mut(..range.len()) else {
+        outlet.release(scratch);
+        return Verdict::Drop(DropReason::NoScratch);
+    };
+    room.copy_from_slice(&bytes[range.clone()]);
+    outlet.send(scratch, egress, 0..range.len(), account);
+    verdict
 }

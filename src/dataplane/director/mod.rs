@@ -23,7 +23,7 @@ use super::{
     reply,
     snapshot::Snapshot,
     time::Time,
-    verdict::{Account, DropReason, Event, Outlet, ReplyTo, SendResult, Source, Verdict},
+    verdict::{Account, DropReason, Event, HEADROOM, Outlet, ReplyTo, SendResult, Source, Verdict},
 };
 
 /// What a director is made of. Everything is allocated when these are.
@@ -45,6 +45,8 @@ pub struct Parts<S> {
 /// The pure core of one worker.
 pub struct Director<S> {
     parts: Parts<S>,
+    /// Where held fragments are wrapped: headroom and the largest IP packet.
+    staging: Box<[u8]>,
 }
 
 /// One call's surroundings: the time, the world and the shell.
@@ -69,8 +71,8 @@ impl Received<'_> {
 
 impl<S: AsRef<[Slot]>> Director<S> {
     /// A director of these parts.
-    pub const fn new(parts: Parts<S>) -> Self {
-        Self { parts }
+    pub fn new(parts: Parts<S>) -> Self {
+        Self { parts, staging: vec![0; HEADROOM + usize::from(u16::MAX)].into() }
     }
 
     /// Takes one received frame to its verdict. `slot` is the whole slot, with at least
@@ -143,9 +145,8 @@ impl<S: AsRef<[Slot]>> Director<S> {
 
     /// Timers: sweeps a bounded piece of the flow table, lets held fragments go. Called at least
     /// every few tens of milliseconds, also when idle.
-    pub fn tick<O: Outlet>(&mut self, now: Time, snapshot: &Snapshot, outlet: &mut O) {
-        let mut context = Context { now, snapshot, outlet };
-        self.expire_fragments(&mut context);
+    pub fn tick(&mut self, now: Time) {
+        self.expire_fragments(now);
         let Parts { flows, counters, .. } = &mut self.parts;
         flows.sweep(now, SWEEP_BUDGET, |ended| balance::count_ended(counters, &ended));
     }
@@ -308,6 +309,14 @@ impl LinkHeader {
         header[6..12].copy_from_slice(&slot[frame..frame + 6]);
         header[12..].copy_from_slice(&slot[frame + 12..frame + packet::ETHERNET_HEADER]);
         Self(header)
+    }
+
+    /// The header as it was received.
+    fn forth(&self) -> [u8; packet::ETHERNET_HEADER] {
+        let mut header = self.0;
+        header[..6].copy_from_slice(&self.0[6..12]);
+        header[6..12].copy_from_slice(&self.0[..6]);
+        header
     }
 
     /// Puts the header in front of the answer `ip` and sends both back into the TAP.
