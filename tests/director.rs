@@ -282,3 +282,61 @@ fn persistence_is_announced_when_the_flow_is_established_and_not_before() {
         world.shell.events
     );
 }
+
+/// A UDP service whose paths are wide enough for the fragments that these tests send.
+fn udp_world() -> World {
+    let spec =
+        ServiceSpec { protocol: Protocol::Udp, ..ServiceSpec::orders(SchedulerKind::Maglev) };
+    World::new(snapshot(vec![spec]), 100)
+}
+
+#[test]
+fn fragments_follow_their_first_in_any_order() {
+    let payload: Vec<u8> = (0..8000u16).map(|n| n as u8).collect();
+    let pieces = frames::fragments(&frames::udp(CLIENT, VIP, &payload), 1400, 9);
+    let mut reversed = pieces.clone();
+    reversed.reverse();
+    for order in [pieces.clone(), reversed] {
+        let mut world = udp_world();
+        let mut inner = Vec::new();
+        for piece in &order {
+            for output in world.receive(piece).outputs {
+                inner.push(unwrap_ipip(&output.bytes));
+            }
+        }
+        assert_eq!(inner.len(), pieces.len());
+        assert!(inner.iter().all(|(real, _)| *real == inner[0].0), "one real server");
+        for piece in &pieces {
+            assert!(inner.iter().any(|(_, packet)| packet == &piece[14..]), "bit for bit");
+        }
+        assert_eq!(world.counters.worker.held.get(), 0);
+        assert_eq!(world.counters.worker.forwarded.get(), pieces.len() as u64);
+        assert_ledger(&world);
+    }
+}
+
+#[test]
+fn held_fragments_that_do_not_fit_are_fragmented_outside() {
+    let payload = vec![3; 4000];
+    let mut pieces = frames::fragments(&frames::udp(CLIENT, VIP, &payload), 1500, 9);
+    pieces.reverse();
+    let mut world = udp_world();
+    let outputs: Vec<_> = pieces.iter().flat_map(|piece| world.receive(piece).outputs).collect();
+    assert!(outputs.len() > pieces.len());
+    assert!(outputs.iter().all(|output| output.bytes.len() <= 1514));
+    assert_eq!(world.counters.worker.forwarded.get(), pieces.len() as u64);
+    assert_ledger(&world);
+}
+
+#[test]
+fn held_fragments_are_let_go_after_their_time() {
+    let mut world = udp_world();
+    let pieces = frames::fragments(&frames::udp(CLIENT, VIP, &[3; 4000]), 1400, 9);
+    assert_eq!(world.receive(&pieces[1]).verdict, Verdict::Hold);
+    assert_ledger(&world);
+    world.advance(Duration::from_secs(31));
+    world.tick();
+    assert_eq!(world.counters.worker.held.get(), 0);
+    assert_eq!(world.counters.dropped(DropReason::FragmentTimeout).get(), 1);
+    assert_ledger(&world);
+}

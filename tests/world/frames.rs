@@ -144,3 +144,40 @@ pub fn destination_unreachable(router: &str, vip: &str, quoted: &[u8]) -> Vec<u8
     ip(router, vip, 64, false).icmpv4_raw(3, 1, [0; 4]).write(&mut frame, quoted).unwrap();
     frame
 }
+
+/// Cuts a whole frame into IP fragments of at most `mtu` bytes (IPv4 by RFC 791, IPv6 with a
+/// fragment header by RFC 8200).
+pub fn fragments(frame: &[u8], mtu: usize, identification: u16) -> Vec<Vec<u8>> {
+    let (link, packet) = frame.split_at(14);
+    let v4 = packet[0] >> 4 == 4;
+    let header_len = if v4 { 20 } else { 40 };
+    let (header, payload) = packet.split_at(header_len);
+    let extra = if v4 { 0 } else { 8 };
+    let step = (mtu - header_len - extra) / 8 * 8;
+    let count = payload.len().div_ceil(step);
+    let cut = |(number, part): (usize, &[u8])| {
+        let more = number + 1 < count;
+        let offset = u16::try_from(number * step).unwrap();
+        let mut piece = [link, header].concat();
+        if v4 {
+            let total = u16::try_from(header_len + part.len()).unwrap();
+            piece[16..18].copy_from_slice(&total.to_be_bytes());
+            piece[18..20].copy_from_slice(&identification.to_be_bytes());
+            let flags = (offset / 8) | if more { 0x2000 } else { 0 };
+            piece[20..22].copy_from_slice(&flags.to_be_bytes());
+            piece[24..26].fill(0);
+            let sum = adit_tunnel::checksum::ipv4_header_checksum(&piece[14..34]);
+            piece[24..26].copy_from_slice(&sum.to_be_bytes());
+        } else {
+            let length = u16::try_from(part.len() + 8).unwrap();
+            piece[18..20].copy_from_slice(&length.to_be_bytes());
+            let next = std::mem::replace(&mut piece[20], 44);
+            piece.extend_from_slice(&[next, 0]);
+            piece.extend_from_slice(&(offset | u16::from(more)).to_be_bytes());
+            piece.extend_from_slice(&u32::from(identification).to_be_bytes());
+        }
+        piece.extend_from_slice(part);
+        piece
+    };
+    payload.chunks(step).enumerate().map(cut).collect()
+}
