@@ -31,6 +31,16 @@ fn tunnel_roundtrip() {
     replay("tunnel_roundtrip", adit_fuzz::tunnel_roundtrip);
 }
 
+#[test]
+fn parse() {
+    replay("parse", adit_fuzz::parse);
+}
+
+#[test]
+fn config_text() {
+    replay("config_text", adit_fuzz::config_text);
+}
+
 /// Every target of `fuzz/fuzz_targets/` has its test here, under the same name.
 #[test]
 fn no_target_is_left_out() {

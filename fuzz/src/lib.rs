@@ -1,6 +1,11 @@
 //! The bodies of the fuzz targets. Each takes the fuzzer's bytes and panics when a promise is
 //! broken; `fuzz_targets/` hands them to libFuzzer, `tests/corpora.rs` replays what was found.
 
+mod config_text;
+mod parse;
+mod repair;
 mod tunnel_roundtrip;
 
+pub use config_text::config_text;
+pub use parse::parse;
 pub use tunnel_roundtrip::tunnel_roundtrip;

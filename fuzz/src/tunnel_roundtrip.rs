@@ -9,6 +9,8 @@ use adit_tunnel::{
 use etherparse::defrag::IpDefragPool;
 use etherparse::{Ipv4Header, Ipv6Header, SlicedPacket};
 
+use crate::repair::with_checksums;
+
 /// Wraps, unwraps, cuts and reassembles what the bytes say.
 ///
 /// The first byte chooses: even, the rest is a packet from the network, its checksum made right if
@@ -16,7 +18,9 @@ use etherparse::{Ipv4Header, Ipv6Header, SlicedPacket};
 pub fn tunnel_roundtrip(data: &[u8]) {
     let Some((choice, rest)) = data.split_first() else { return };
     if choice & 3 == 2 {
-        received(&with_checksum(rest));
+        let mut packet = rest.to_vec();
+        with_checksums(&mut packet);
+        received(&packet);
     } else if choice & 1 == 0 {
         received(rest);
     } else if let Some((tunnel, inner)) = Tunnel::read(rest) {
@@ -238,15 +242,6 @@ fn source(packet: &[u8]) -> IpAddr {
 
 fn protocol_of(packet: &[u8]) -> u8 {
     if packet[0] >> 4 == 4 { 4 } else { 41 }
-}
-
-/// A packet whose IPv4 header, if it has one, holds the checksum that etherparse computes.
-fn with_checksum(packet: &[u8]) -> Vec<u8> {
-    let mut packet = packet.to_vec();
-    if let Ok((header, _)) = Ipv4Header::from_slice(&packet) {
-        packet[10..12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
-    }
-    packet
 }
 
 /// Makes a packet's length field tell the truth, where its other fields allow that.
