@@ -13,6 +13,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::agent::{AGENT, MANAGEMENT, Request, Response, ask};
 use crate::binaries;
 use crate::error::{Context, LabError, Result};
@@ -189,9 +192,19 @@ impl Machine {
         let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
         process.kill().context(|| format!("end {}", self.namespace.label()))?;
         process.wait().context(|| format!("wait for {}", self.namespace.label()))?;
-        // Its other processes end with it, but a moment later.
+        // A namespace's other processes end with it, but a moment later; those in which a guest
+        // runs its own programs outlive it. All that is in the namespace is the machine's.
         let what = format!("end of the processes of {}", self.namespace.label());
-        wait_until(END, &what, || self.namespace.processes().is_ok_and(|pids| pids.is_empty()))
+        wait_until(END, &what, || match self.namespace.processes() {
+            Ok(pids) => {
+                for &pid in &pids {
+                    // It may have ended since it was listed.
+                    let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+                }
+                pids.is_empty()
+            }
+            Err(_) => false,
+        })
     }
 }
 

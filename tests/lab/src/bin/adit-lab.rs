@@ -41,7 +41,15 @@ fn up(dc1: usize, dc2: usize, postgres: bool) -> anyhow::Result<()> {
     }
     writeln!(out, "ip netns exec {} sh", lab.director().namespace().name())?;
     for real in &lab.reals {
-        writeln!(out, "{} at {}: {}", real.name(), real.address(false), lab.real_kind())?;
+        writeln!(
+            out,
+            "{} at {}: {}, first command after {:.1} s, all services after {:.1} s",
+            real.name(),
+            real.address(false),
+            lab.real_kind(),
+            real.machine().boot_time().as_secs_f64(),
+            real.ready_after().as_secs_f64()
+        )?;
     }
     writeln!(out, "up")?;
     out.flush()?;
