@@ -181,3 +181,14 @@ pub fn fragments(frame: &[u8], mtu: usize, identification: u16) -> Vec<Vec<u8>> 
     };
     payload.chunks(step).enumerate().map(cut).collect()
 }
+
+/// A broadcast ARP request.
+pub fn arp_request(sender: &str, target: &str) -> Vec<u8> {
+    let v4 = |address: &str| address.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let mut frame = [&[0xff; 6][..], &HOST_MAC, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
+    frame.extend_from_slice(&HOST_MAC);
+    frame.extend_from_slice(&v4(sender));
+    frame.extend_from_slice(&[0; 6]);
+    frame.extend_from_slice(&v4(target));
+    frame
+}

@@ -258,38 +258,37 @@ impl World {
         self.now = self.now + duration;
     }
 
-    /// Gives a frame to the core and completes what it sends with `result`.
-    pub fn receive_with(&mut self, source: Source, frame: &[u8], result: SendResult) -> Outcome {
+    /// Gives a frame to the core and completes what it sends with `result`. Allocates nothing.
+    pub fn pass(&mut self, source: Source, frame: &[u8], result: SendResult) -> Verdict {
         let range = HEADROOM..HEADROOM + frame.len();
         self.slot[range.clone()].copy_from_slice(frame);
-        let verdict = self.director.handle(
-            self.now,
-            &self.snapshot,
-            source,
-            &mut self.slot,
-            range,
-            &mut self.shell,
-        );
-        let mut outputs = Vec::new();
+        let (director, shell) = (&mut self.director, &mut self.shell);
+        let verdict =
+            director.handle(self.now, &self.snapshot, source, &mut self.slot, range, shell);
         match &verdict {
-            Verdict::Forward { egress, range } => {
-                let (egress, account) = (*egress, Account::Forward);
-                let bytes = self.slot[range.clone()].to_vec();
-                outputs.push(Output { egress, bytes, account });
-                self.director.sent(account, result);
-            }
-            Verdict::Reply { range, .. } => {
-                let (egress, account) = (EgressId(0), Account::Reply);
-                let bytes = self.slot[range.clone()].to_vec();
-                outputs.push(Output { egress, bytes, account });
-                self.director.sent(account, result);
-            }
+            Verdict::Forward { .. } => director.sent(Account::Forward, result),
+            Verdict::Reply { .. } => director.sent(Account::Reply, result),
             Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => {}
         }
-        outputs.extend(self.shell.sent.drain(..));
-        for account in self.shell.pending.drain(..) {
-            self.director.sent(account, result);
+        for account in shell.pending.drain(..) {
+            director.sent(account, result);
         }
+        verdict
+    }
+
+    /// As [`Self::pass`], with the bytes that were sent.
+    pub fn receive_with(&mut self, source: Source, frame: &[u8], result: SendResult) -> Outcome {
+        let verdict = self.pass(source, frame, result);
+        let mut outputs = Vec::new();
+        let sent = match &verdict {
+            Verdict::Forward { egress, range } => Some((*egress, range.clone(), Account::Forward)),
+            Verdict::Reply { range, .. } => Some((EgressId::TAP, range.clone(), Account::Reply)),
+            Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => None,
+        };
+        if let Some((egress, range, account)) = sent {
+            outputs.push(Output { egress, bytes: self.slot[range].to_vec(), account });
+        }
+        outputs.extend(self.shell.sent.drain(..));
         Outcome { verdict, outputs }
     }
 

@@ -1,0 +1,172 @@
+//! The core allocates when it is made and never again: a million mixed frames under a counting
+//! allocator.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "tests")]
+#![allow(unsafe_code, reason = "a global allocator is an unsafe trait")]
+
+mod world;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    time::Duration,
+};
+
+use adit::dataplane::{
+    scheduler::SchedulerKind,
+    service::{Ports, Protocol},
+    verdict::{SendResult, Source, Verdict},
+};
+use world::{ServiceSpec, World, frames, frames::Tcp, snapshot};
+
+thread_local! {
+    /// Allocations of this thread, counted only while it asks for it.
+    static COUNTED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+struct Counting;
+
+fn count() {
+    COUNTED.with(|counted| counted.set(counted.get().map(|n| n + 1)));
+}
+
+// SAFETY: every call goes on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `realloc`.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Allocations during `work`.
+fn allocations(work: impl FnOnce()) -> u64 {
+    COUNTED.with(|counted| counted.set(Some(0)));
+    work();
+    COUNTED.with(|counted| counted.take()).unwrap()
+}
+
+/// Frames of every kind: hits, misses, fragments both ways, ICMP, neighbours, too big, junk.
+fn mixed_frames() -> Vec<Vec<u8>> {
+    const VIP: &str = "198.51.100.10:5432";
+    const VIP_V6: &str = "[2001:db8:1::10]:5432";
+    let mut frames = Vec::new();
+    for client in 0..2000u32 {
+        let port = 1024 + client * 17 % 60_000;
+        let address = format!("192.0.{}.{}:{port}", client / 250 % 250, client % 250 + 1);
+        frames.push(Tcp::syn(&address, VIP).frame());
+        frames.push(Tcp { payload: b"", ..Tcp::data(&address, VIP, 0, b"") }.frame());
+        for offset in [0, 6, 12] {
+            frames.push(Tcp::data(&address, VIP, offset, b"select").frame());
+        }
+        match client % 8 {
+            0 => frames.push(Tcp { fin: true, ..Tcp::data(&address, VIP, 18, b"") }.frame()),
+            1 => frames.push(Tcp::data(&address, VIP, 18, &[0; 1460]).frame()),
+            2 => {
+                let tcp = Tcp { dont_fragment: false, ..Tcp::data(&address, VIP, 18, &[0; 1460]) };
+                frames.push(tcp.frame());
+            }
+            3 => {
+                let datagram = frames::udp(&address, "198.51.100.10:53", &[1; 4000]);
+                let mut pieces = frames::fragments(&datagram, 1400, client as u16);
+                if client % 16 < 8 {
+                    pieces.reverse();
+                }
+                frames.extend(pieces);
+            }
+            4 => frames.push(frames::echo_request("192.0.2.9", "198.51.100.10")),
+            5 => {
+                frames.push(frames::arp_request("198.51.100.1", "198.51.100.10"));
+                frames.push(frames::arp_request("198.51.100.1", "198.51.100.77"));
+            }
+            6 => {
+                let six = format!("[2001:db8:9::{client:x}]:{port}");
+                frames.push(Tcp::syn(&six, VIP_V6).frame());
+                frames.push(Tcp::data(&six, VIP_V6, 0, &[0; 1440]).frame());
+            }
+            _ => {
+                frames.push(vec![client as u8; 60]);
+                frames.push(Tcp::syn(&address, VIP).frame()[..50].to_vec());
+                frames.push(Tcp::data(&address, "198.51.100.20:3306", 0, b"x").frame());
+            }
+        }
+    }
+    frames
+}
+
+fn world() -> World {
+    let v6 = |address: &str| adit::dataplane::scheduler::Member::up(address.parse().unwrap(), 1);
+    let services = vec![
+        ServiceSpec::orders(SchedulerKind::Maglev).persistent(600),
+        ServiceSpec {
+            protocol: Protocol::Udp,
+            ports: Ports::Any,
+            ..ServiceSpec::orders(SchedulerKind::Maglev)
+        },
+        ServiceSpec {
+            vip: "198.51.100.20",
+            ports: Ports::Range(3000..=4000),
+            ..ServiceSpec::orders(SchedulerKind::Wrr)
+        },
+        ServiceSpec {
+            vip: "2001:db8:1::10",
+            members: vec![v6("2001:db8:20::11"), v6("2001:db8:30::21")],
+            ..ServiceSpec::orders(SchedulerKind::Maglev)
+        },
+    ];
+    // Smaller than the number of flows, so that eviction has its turn as well.
+    let mut world = World::new(snapshot(services), 1500);
+    world.shell.keep = false;
+    world
+}
+
+#[test]
+fn a_million_mixed_frames_allocate_nothing() {
+    let frames = mixed_frames();
+    let mut world = world();
+    let mut verdicts = [0u64; 6];
+    let total = 1_000_000;
+    let allocated = allocations(|| {
+        for (number, frame) in frames.iter().cycle().take(total).enumerate() {
+            if number % 100 == 0 {
+                world.advance(Duration::from_millis(7));
+                world.tick();
+            }
+            let source = if number % 5000 == 0 { Source::OuterError } else { Source::Tap };
+            let verdict = world.pass(source, frame, SendResult::Sent);
+            verdicts[match verdict {
+                Verdict::Forward { .. } => 0,
+                Verdict::Fragmented => 1,
+                Verdict::Reply { .. } => 2,
+                Verdict::Pass => 3,
+                Verdict::Hold => 4,
+                Verdict::Drop(_) => 5,
+            }] += 1;
+        }
+    });
+    assert_eq!(allocated, 0);
+    assert!(verdicts.iter().all(|count| *count > 0), "every verdict has its turn: {verdicts:?}");
+    assert!(world.counters.worker.evicted_half_open.get() > 0, "eviction has its turn");
+    assert!(world.counters.ledger_balances());
+    assert_eq!(world.counters.worker.received.get(), total as u64);
+}
+
+#[test]
+fn the_count_sees_an_allocation() {
+    let allocated = allocations(|| drop(std::hint::black_box(Box::new(7))));
+    assert_eq!(allocated, 1);
+}
