@@ -70,7 +70,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: exactly the range that `new` mapped. Owners that share it with a ring make sure
-        // that no request is in flight before they drop it (`Core::drop` leaks it otherwise).
+        // that no request is in flight before they drop it (`Exchange::drop` leaks it otherwise).
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.length) };
     }
 }

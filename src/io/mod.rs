@@ -18,15 +18,19 @@ mod buffer_ring;
 pub mod clock;
 mod egress;
 mod engine;
+mod engine_error;
 #[cfg(test)]
 mod engine_tests;
 mod errno;
+mod exchange;
+mod handler;
 mod interface;
 mod mapping;
 mod multishot;
 mod packet_socket;
 mod poll;
 mod probe;
+mod region;
 mod ring;
 mod slots;
 mod tap;
@@ -35,13 +39,14 @@ mod testing;
 mod wake;
 
 pub use egress::{EgressControl, EgressError, EgressId, EgressTarget, MAX_EGRESS, OpenEgress};
-pub use engine::{
-    Disposition, Engine, EngineConfig, EngineError, Handler, IoCounters, Source, TICK,
-};
+pub use engine::{Engine, EngineConfig};
+pub use engine_error::EngineError;
+pub use handler::{Disposition, Handler, IoCounters, Source, TICK};
 pub use interface::{InterfaceError, interface_index, interface_mtu};
 pub use nix::errno::Errno;
 pub use packet_socket::{JoinedGroups, NeighbourSockets, OuterErrorSockets, PacketSocketError};
 pub use probe::{Choice, EngineKind, IoPreference, choose};
+pub use region::{Region, RegionError, StateDirectory};
 pub use slots::{AuxSlot, AuxSlots, HEADROOM};
 pub use tap::{Tap, TapConfig, TapError};
 pub use wake::{Waker, pin_current_thread};

@@ -4,7 +4,10 @@ use io_uring::{cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 
 use super::buffer_ring::{BUFFER_GROUP, BufferRing};
-use super::engine::{Core, EngineError, Handler, RESERVE, Receive, Source};
+use super::engine::Receive;
+use super::engine_error::EngineError;
+use super::exchange::{Exchange, RESERVE};
+use super::handler::{Handler, Source};
 use super::ring::{Completion, Kind, Ring};
 
 pub(super) struct Multishot {
@@ -20,11 +23,11 @@ impl Multishot {
     }
 
     /// Lends the kernel all free slots but the reserve.
-    fn lend_free_slots(&mut self, core: &mut Core) {
+    fn lend_free_slots(&mut self, exchange: &mut Exchange) {
         let mut lent_any = false;
-        while core.pool.free_count() > RESERVE {
-            let Some(slot) = core.pool.take() else { break };
-            self.buffers.lend(&mut core.pool, slot);
+        while exchange.pool.free_count() > RESERVE {
+            let Some(slot) = exchange.pool.take() else { break };
+            self.buffers.lend(&mut exchange.pool, slot);
             lent_any = true;
         }
         if lent_any {
@@ -32,7 +35,7 @@ impl Multishot {
         }
     }
 
-    fn arm(&mut self, core: &mut Core) -> Result<(), EngineError> {
+    fn arm(&mut self, exchange: &mut Exchange) -> Result<(), EngineError> {
         // Length 0: as long as the buffer. The crate overwrites the flag that it sets for a fixed
         // file (io-uring 0.7.15), so it is set again here.
         let entry = opcode::ReadMulti::new(types::Fixed(0), 0, BUFFER_GROUP)
@@ -41,22 +44,22 @@ impl Multishot {
             .user_data(Kind::TapRead.user_data(0, 0));
         // SAFETY: the kernel writes to lent slots only, which nobody touches before their
         // completion, and whose memory outlives the ring (`Engine::drop`).
-        unsafe { core.ring.push(&entry) }?;
+        unsafe { exchange.ring.push(&entry) }?;
         self.armed = true;
-        core.counters.armed += 1;
+        exchange.counters.armed += 1;
         Ok(())
     }
 }
 
 impl Receive for Multishot {
-    fn start(&mut self, core: &mut Core) -> Result<(), EngineError> {
-        self.lend_free_slots(core);
-        self.arm(core)
+    fn start(&mut self, exchange: &mut Exchange) -> Result<(), EngineError> {
+        self.lend_free_slots(exchange);
+        self.arm(exchange)
     }
 
     fn completion(
         &mut self,
-        core: &mut Core,
+        exchange: &mut Exchange,
         handler: &mut impl Handler,
         completion: Completion,
     ) -> Result<(), EngineError> {
@@ -69,13 +72,13 @@ impl Receive for Multishot {
                     .ok_or(EngineError::Corrupt("a read that names no buffer"))?;
                 let slot = self
                     .buffers
-                    .take_back(&mut core.pool, id)
+                    .take_back(&mut exchange.pool, id)
                     .ok_or(EngineError::Corrupt("a read into a buffer that was not lent"))?;
-                core.counters.tap_frames += 1;
-                core.deliver(handler, Source::Tap, slot, length as usize)
+                exchange.counters.tap_frames += 1;
+                exchange.deliver(handler, Source::Tap, slot, length as usize)
             }
             Err(Errno::ENOBUFS) => {
-                core.counters.out_of_slots += 1;
+                exchange.counters.out_of_slots += 1;
                 Ok(())
             }
             // Armed again in `continues`, or ended by `stop`.
@@ -84,19 +87,23 @@ impl Receive for Multishot {
         }
     }
 
-    fn continues(&mut self, core: &mut Core, _: &mut impl Handler) -> Result<bool, EngineError> {
-        self.lend_free_slots(core);
-        if !self.armed && !core.stopping && self.buffers.lent() > 0 {
-            self.arm(core)?;
+    fn continues(
+        &mut self,
+        exchange: &mut Exchange,
+        _: &mut impl Handler,
+    ) -> Result<bool, EngineError> {
+        self.lend_free_slots(exchange);
+        if !self.armed && !exchange.stopping && self.buffers.lent() > 0 {
+            self.arm(exchange)?;
         }
         Ok(false)
     }
 
-    fn stop(&mut self, core: &mut Core) -> Result<(), EngineError> {
+    fn stop(&mut self, exchange: &mut Exchange) -> Result<(), EngineError> {
         let read = Kind::TapRead.user_data(0, 0);
         let entry = opcode::AsyncCancel::new(read).build().user_data(Kind::Cancel.user_data(0, 0));
         // SAFETY: a cancellation points to no memory.
-        unsafe { core.ring.push(&entry) }
+        unsafe { exchange.ring.push(&entry) }
     }
 
     fn is_quiet(&self) -> bool {

@@ -3,7 +3,10 @@
 //! The poll is one-shot and armed only when the TAP was empty. So it works on 5.15, and under load
 //! neither the producer nor the worker pays for wake-ups.
 
-use super::engine::{Core, EngineError, Handler, Receive, Source};
+use super::engine::Receive;
+use super::engine_error::EngineError;
+use super::exchange::Exchange;
+use super::handler::{Handler, Source};
 use super::ring::{BATCH, Completion};
 
 /// Frames read in one go, before their sends are submitted.
@@ -16,13 +19,13 @@ pub(super) struct Poll {
 }
 
 impl Receive for Poll {
-    fn start(&mut self, core: &mut Core) -> Result<(), EngineError> {
-        core.arm_tap_poll()
+    fn start(&mut self, exchange: &mut Exchange) -> Result<(), EngineError> {
+        exchange.arm_tap_poll()
     }
 
     fn completion(
         &mut self,
-        _: &mut Core,
+        _: &mut Exchange,
         _: &mut impl Handler,
         completion: Completion,
     ) -> Result<(), EngineError> {
@@ -33,30 +36,30 @@ impl Receive for Poll {
 
     fn continues(
         &mut self,
-        core: &mut Core,
+        exchange: &mut Exchange,
         handler: &mut impl Handler,
     ) -> Result<bool, EngineError> {
-        if !self.readable || core.stopping {
+        if !self.readable || exchange.stopping {
             return Ok(false);
         }
         for _ in 0..READ_BUDGET {
-            let Some(slot) = core.pool.take() else {
-                core.counters.out_of_slots += 1;
+            let Some(slot) = exchange.pool.take() else {
+                exchange.counters.out_of_slots += 1;
                 return Ok(false); // all in flight: a send will complete and lead here again
             };
-            match core.read_tap(&slot) {
+            match exchange.read_tap(&slot) {
                 Ok(Some(length)) => {
-                    core.counters.tap_frames += 1;
-                    core.deliver(handler, Source::Tap, slot, length)?;
+                    exchange.counters.tap_frames += 1;
+                    exchange.deliver(handler, Source::Tap, slot, length)?;
                 }
                 Ok(None) => {
-                    core.pool.release(slot);
+                    exchange.pool.release(slot);
                     self.readable = false;
-                    core.arm_tap_poll()?;
+                    exchange.arm_tap_poll()?;
                     return Ok(false);
                 }
                 Err(errno) => {
-                    core.pool.release(slot);
+                    exchange.pool.release(slot);
                     return Err(EngineError::TapGone(errno));
                 }
             }
@@ -64,7 +67,7 @@ impl Receive for Poll {
         Ok(true)
     }
 
-    fn stop(&mut self, _: &mut Core) -> Result<(), EngineError> {
+    fn stop(&mut self, _: &mut Exchange) -> Result<(), EngineError> {
         Ok(())
     }
 

@@ -8,7 +8,9 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
 
 use super::egress::{EgressControl, EgressTarget, OpenEgress};
-use super::engine::{Disposition, Engine, EngineConfig, EngineError, Handler, IoCounters, Source};
+use super::engine::{Engine, EngineConfig};
+use super::engine_error::EngineError;
+use super::handler::{Disposition, Handler, IoCounters, Source};
 use super::slots::AuxSlots;
 use super::tap::Tap;
 use super::wake::Waker;

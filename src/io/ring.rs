@@ -5,7 +5,7 @@ use std::time::Duration;
 use io_uring::{IoUring, squeue, types};
 use nix::errno::Errno;
 
-use super::engine::EngineError;
+use super::engine_error::EngineError;
 use super::errno::errno_of;
 
 /// Completions that are taken at once. Large enough that the `io_uring_enter` per batch is below 1 %

@@ -1,0 +1,79 @@
+//! Why there is no packet loop, and what to do about it.
+
+use nix::errno::Errno;
+use thiserror::Error;
+
+/// Why there is no packet loop, or why it ended.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// No ring at all.
+    #[error("io_uring: {errno}: {hint}")]
+    RingRefused {
+        /// The kernel's answer.
+        errno: Errno,
+        /// What to do about it.
+        hint: String,
+    },
+    /// The kernel lacks what every engine needs.
+    #[error("io_uring of this kernel is too old: it lacks {0}; Linux 5.15 or later is needed")]
+    KernelTooOld(&'static str),
+    /// An operation on the ring failed.
+    #[error("io_uring: {action}: {errno}")]
+    Ring {
+        /// What was tried.
+        action: &'static str,
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// No memory for slots.
+    #[error("slots: {0}: lower the number of slots, or give the service more memory")]
+    Memory(Errno),
+    /// No room for files in the ring.
+    #[error(
+        "registering {} files: {errno}: raise the limit of open files to at least that (LimitNOFILE)",
+        super::egress::MAX_EGRESS
+    )]
+    Files {
+        /// The kernel's answer.
+        errno: Errno,
+    },
+    /// READ_MULTISHOT was asked for by name and is not usable.
+    #[error("io = \"multishot\" is not usable here: {0}; choose \"auto\" or \"poll\"")]
+    NoMultishot(String),
+    /// The TAP is gone.
+    #[error("the TAP cannot be read any more: {0} (was the device deleted?)")]
+    TapGone(Errno),
+    /// A completion that cannot be.
+    #[error("inconsistent completion: {0}; this is a defect of kernel or engine")]
+    Corrupt(&'static str),
+}
+
+impl EngineError {
+    /// Says which limit, sysctl or filter refused a ring.
+    pub(super) fn ring_refused(errno: Errno) -> Self {
+        let hint = match errno {
+            Errno::ENOSYS => {
+                "the kernel has no io_uring, or a seccomp filter (container) hides it".into()
+            }
+            Errno::EPERM | Errno::EACCES => {
+                let path = "/proc/sys/kernel/io_uring_disabled";
+                match std::fs::read_to_string(path).as_deref().map(str::trim) {
+                    Ok("2") => format!("{path} is 2: set kernel.io_uring_disabled to 0 or 1"),
+                    Ok("1") => format!(
+                        "{path} is 1: give CAP_SYS_ADMIN, or join the group of \
+                         kernel.io_uring_group, or set kernel.io_uring_disabled to 0"
+                    ),
+                    _ => "a seccomp filter or security module forbids it (containers need a \
+                          profile that allows io_uring_setup, _enter and _register)"
+                        .into(),
+                }
+            }
+            Errno::ENOMEM => "not enough memory that may be locked: raise LimitMEMLOCK \
+                              (ulimit -l) to 64 MiB"
+                .into(),
+            Errno::EMFILE | Errno::ENFILE => "raise LimitNOFILE".into(),
+            _ => "unexpected; please report it".into(),
+        };
+        Self::RingRefused { errno, hint }
+    }
+}

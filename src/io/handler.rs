@@ -1,0 +1,85 @@
+//! What the engine asks of the worker: a handler of frames.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::egress::{EgressControl, EgressId};
+use super::slots::AuxSlots;
+
+/// [`Handler::tick`] is called at least this often.
+pub const TICK: Duration = Duration::from_millis(50);
+/// Where a frame came from, and so what its first byte is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The TAP: an Ethernet frame.
+    Tap,
+    /// A neighbour request: an Ethernet frame.
+    Neighbour {
+        /// Place of the interface in [`super::EngineConfig::neighbours`].
+        interface: u16,
+    },
+    /// An ICMP or ICMPv6 error about an outer packet, from its IP header on.
+    OuterError,
+}
+
+/// What becomes of a received slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Disposition {
+    /// It is free again.
+    Release,
+    /// Part of it is sent; it is free when that has completed.
+    Send {
+        /// The way out.
+        egress: EgressId,
+        /// The bytes to send, counted from the start of the slot.
+        range: Range<usize>,
+        /// Given back by [`Handler::sent`].
+        token: u32,
+    },
+}
+
+/// What a worker does with frames. All calls are made on the thread of [`super::Engine::run`].
+pub trait Handler {
+    /// Once per batch, before its frames. `now_ns` is [`super::clock::boottime_ns`]. The time to look at
+    /// the snapshot and to install or remove paths.
+    fn batch(&mut self, now_ns: u64, egress: &mut EgressControl<'_>);
+
+    /// One received frame: `slot` is the whole slot, `frame` the place of the received bytes in it,
+    /// which have [`super::HEADROOM`] bytes in front.
+    fn frame(
+        &mut self,
+        source: Source,
+        slot: &mut [u8],
+        frame: Range<usize>,
+        aux: &mut AuxSlots,
+    ) -> Disposition;
+
+    /// A send has completed; called exactly once for each one asked for, before its slot is used
+    /// again. `EAGAIN` and `ENOBUFS`: the way out is full. `ENXIO`: the path is not installed.
+    fn sent(&mut self, token: u32, result: Result<(), Errno>);
+
+    /// At least every [`TICK`], also when nothing is received.
+    fn tick(&mut self, now_ns: u64, aux: &mut AuxSlots, counters: &IoCounters);
+
+    /// Looked at once per batch. After `true` the engine ends what is in flight, and returns.
+    fn stop_requested(&self) -> bool;
+}
+
+/// What the engine itself counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct IoCounters {
+    /// Batches of completions.
+    pub batches: u64,
+    /// Frames from the TAP.
+    pub tap_frames: u64,
+    /// Frames from neighbour and error sockets.
+    pub source_frames: u64,
+    /// Times that a receive socket reported an error (interface down, for example).
+    pub source_errors: u64,
+    /// Times that reading stopped because all slots were in use.
+    pub out_of_slots: u64,
+    /// Times that the multishot read was armed.
+    pub armed: u64,
+}
