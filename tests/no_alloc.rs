@@ -160,7 +160,7 @@ fn a_million_mixed_frames_allocate_nothing() {
     });
     assert_eq!(allocated, 0);
     assert!(verdicts.iter().all(|count| *count > 0), "every verdict has its turn: {verdicts:?}");
-    assert!(world.counters.worker.evicted_half_open.get() > 0, "eviction has its turn");
+    assert!(world.counters.worker.evicted_unproven.get() > 0, "eviction has its turn");
     assert!(world.counters.ledger_balances());
     assert_eq!(world.counters.worker.received.get(), total as u64);
 }
