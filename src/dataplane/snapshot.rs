@@ -21,10 +21,17 @@ pub enum Link {
         /// Destination MAC, source MAC, ethertype.
         header: [u8; 14],
     },
-    /// Through the kernel's routing (neighbour unknown, not Ethernet, an IPsec policy).
+    /// Through the kernel's routing (neighbour unknown, not Ethernet).
     Kernel {
         /// Egress path of the real server.
         egress: EgressId,
+    },
+    /// Through the kernel's IPsec policies: the kernel writes the outer header.
+    Protected {
+        /// Egress path of IPv4 packets.
+        ipv4: EgressId,
+        /// Egress path of IPv6 packets.
+        ipv6: EgressId,
     },
     /// No route now.
     None,

@@ -11,6 +11,7 @@ use nix::sys::socket::{SockaddrStorage, bind, connect};
 use thiserror::Error;
 
 use super::errno::advice;
+use super::packet_socket::receive_nothing;
 use super::ring::Ring;
 
 /// Names a way out. 0 is the TAP; the others are given out by control and stay the same as long as
@@ -40,12 +41,27 @@ pub enum EgressTarget {
         /// Interface index.
         interface: u32,
     },
-    /// Through the kernel's routing (and its IPsec policies). Frames start with the outer IP header.
+    /// Through the kernel's routing. Frames start with the outer IP header.
+    ///
+    /// Not where an IPsec policy may apply: for packets with a header of our own the kernel looks
+    /// policies up by protocol 255 (`raw_sendmsg`), and those for the tunnel's protocol are missed.
     Kernel {
         /// The outer destination.
         destination: IpAddr,
         /// The address to route as; `None` leaves the choice to the route.
         source: Option<IpAddr>,
+    },
+    /// Through the kernel's routing and IPsec policies, which see the tunnel's protocol. Frames are
+    /// inner packets; the kernel writes the outer header, and fragments where that is needed.
+    Protected {
+        /// The outer destination.
+        destination: IpAddr,
+        /// The outer source.
+        source: IpAddr,
+        /// 4 or 41, what the outer header announces.
+        protocol: u8,
+        /// TTL or hop limit of the outer header.
+        hop_limit: u8,
     },
 }
 
@@ -71,6 +87,10 @@ impl std::fmt::Display for EgressTarget {
             Self::Kernel { destination, source: Some(source) } => {
                 write!(to, "egress from {source} to {destination} through the kernel")
             }
+            Self::Protected { destination, source, protocol, .. } => write!(
+                to,
+                "egress of protocol {protocol} from {source} to {destination} through IPsec policies"
+            ),
         }
     }
 }
@@ -91,6 +111,9 @@ impl OpenEgress {
         let socket = match *target {
             EgressTarget::Direct { interface } => open_direct(interface),
             EgressTarget::Kernel { destination, source } => open_kernel(destination, source),
+            EgressTarget::Protected { destination, source, protocol, hop_limit } => {
+                open_protected(destination, source, protocol, hop_limit)
+            }
         };
         Ok(Self { socket: socket.map_err(error)? })
     }
@@ -149,12 +172,49 @@ fn open_kernel(destination: IpAddr, source: Option<IpAddr>) -> Step<OwnedFd> {
         open_socket(family, libc::SOCK_RAW, libc::IPPROTO_RAW).trying("open a raw socket")?;
     set_option(&socket, level, header, 1).trying("send own headers")?;
     set_option(&socket, level, discover, probe).trying("set path MTU discovery")?;
+    fix_ends(&socket, source, destination)?;
+    Ok(socket)
+}
+
+fn fix_ends(socket: &OwnedFd, source: Option<IpAddr>, destination: IpAddr) -> Step<()> {
     if let Some(source) = source {
         let address = SockaddrStorage::from(SocketAddr::new(source, 0));
         bind(socket.as_raw_fd(), &address).trying("bind to the source")?;
     }
     let address = SockaddrStorage::from(SocketAddr::new(destination, 0));
-    connect(socket.as_raw_fd(), &address).trying("connect")?;
+    connect(socket.as_raw_fd(), &address).trying("connect")
+}
+
+fn open_protected(
+    destination: IpAddr,
+    source: IpAddr,
+    protocol: u8,
+    hop_limit: u8,
+) -> Step<OwnedFd> {
+    // PMTUDISC_DONT: the kernel knows what encryption adds and fragments by it.
+    let (family, level, ttl, discover, dont) = match destination {
+        IpAddr::V4(_) => (
+            libc::AF_INET,
+            libc::IPPROTO_IP,
+            libc::IP_TTL,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DONT,
+        ),
+        IpAddr::V6(_) => (
+            libc::AF_INET6,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_UNICAST_HOPS,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DONT,
+        ),
+    };
+    let socket = open_socket(family, libc::SOCK_RAW, libc::c_int::from(protocol))
+        .trying("open a raw socket")?;
+    // A raw socket of a protocol would also receive every packet of it.
+    receive_nothing(&socket).trying("attach a filter")?;
+    set_option(&socket, level, discover, dont).trying("set path MTU discovery")?;
+    set_option(&socket, level, ttl, libc::c_int::from(hop_limit)).trying("set the hop limit")?;
+    fix_ends(&socket, Some(source), destination)?;
     Ok(socket)
 }
 

@@ -172,6 +172,14 @@ impl Receive {
     }
 }
 
+/// Makes a socket drop whatever it would receive.
+pub(super) fn receive_nothing(socket: &OwnedFd) -> Result<(), Errno> {
+    attach_filter(socket, &[libc::sock_filter { code: BPF_RETURN, jt: 0, jf: 0, k: 0 }])
+}
+
+/// `BPF_RET | BPF_K`: end with a constant, the bytes to accept.
+const BPF_RETURN: u16 = 0x06;
+
 fn attach_filter(socket: &OwnedFd, filter: &[libc::sock_filter]) -> Result<(), Errno> {
     let program = libc::sock_fprog {
         len: u16::try_from(filter.len()).map_err(|_| Errno::EINVAL)?,

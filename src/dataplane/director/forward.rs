@@ -79,7 +79,12 @@ impl<S: AsRef<[Slot]>> Director<S> {
                 Err(HopLimitError::Header(_)) => return Verdict::Drop(DropReason::Malformed),
             }
         }
-        match fit(datagram, destination.df, overhead, mtu) {
+        let fit = match (fit(datagram, destination.df, overhead, mtu), real.link) {
+            // The kernel fragments there, when it knows what encryption adds.
+            (Fit::Fragment, Link::Protected { .. }) => Fit::Whole,
+            (fit, _) => fit,
+        };
+        match fit {
             Fit::Whole => {
                 let Received { slot, ip, .. } = received;
                 let outcome = self.wrap(destination, real, datagram, slot, ip);
@@ -119,7 +124,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
     }
 
-    /// Writes outer header and link header in front of `slot[ip]`.
+    /// Writes outer header and link header in front of `slot[ip]`, where the link wants them.
     pub(super) fn wrap(
         &mut self,
         destination: &Destination,
@@ -128,6 +133,10 @@ impl<S: AsRef<[Slot]>> Director<S> {
         slot: &mut [u8],
         ip: Range<usize>,
     ) -> Result<(EgressId, Range<usize>), DropReason> {
+        if let Link::Protected { ipv4, ipv6 } = real.link {
+            let egress = if datagram.family == Family::V4 { ipv4 } else { ipv6 };
+            return Ok((egress, ip));
+        }
         let dont_fragment = datagram.dont_fragment && destination.df == DfPolicy::Copy;
         let identification = if dont_fragment {
             path_mtu::cookie(&slot[ip.clone()], real.cookie_secrets[0])
@@ -206,7 +215,8 @@ fn link_header(
             Ok((*egress, link))
         }
         Link::Kernel { egress } => Ok((*egress, start)),
-        Link::None => Err(DropReason::NoEgress),
+        // Both are met before there is an outer header.
+        Link::Protected { .. } | Link::None => Err(DropReason::NoEgress),
     }
 }
 
