@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv, send};
@@ -72,6 +72,8 @@ struct Echo<'a> {
     completed: BTreeMap<i32, u64>,
     received: u64,
     sources: Vec<Source>,
+    /// Frames of other sources, for the test's other thread.
+    seen: Option<&'a AtomicU64>,
     aux_refused: u64,
     ticks: u64,
 }
@@ -93,6 +95,9 @@ impl Handler for Echo<'_> {
         assert_eq!(frame.start, HEADROOM);
         if source != Source::Tap {
             self.sources.push(source);
+            if let Some(seen) = self.seen {
+                seen.fetch_add(1, Ordering::Relaxed);
+            }
             return Disposition::Release;
         }
         let bytes = &mut slot[frame.clone()];
@@ -375,5 +380,47 @@ fn the_probe_chooses_what_works_here() {
         }
         assert_eq!(choose(IoPreference::Poll, &tap).unwrap().engine, EngineKind::Poll);
         assert!(queue_is_empty(&tap), "the probe leaves nothing behind");
+    });
+}
+
+#[test]
+fn frames_of_other_sockets_come_with_their_source() {
+    both_engines("frames_of_other_sockets_come_with_their_source", |kind| {
+        run("sysctl -qw net.ipv6.conf.default.disable_ipv6=1");
+        run("ip link add io-a address 02:00:00:00:00:0a type veth peer name io-b");
+        run("ip link set io-a up");
+        run("ip link set io-b up");
+        let tap = open_tap();
+        let outside = Outside::of(interface_index("io-b").unwrap());
+        let waker = Waker::new().unwrap();
+        let config = EngineConfig {
+            slots: 8,
+            neighbours: vec![NeighbourSockets::open(interface_index("io-a").unwrap()).unwrap()],
+            outer_errors: Some(OuterErrorSockets::open().unwrap()),
+            ..EngineConfig::new(kind, waker.clone())
+        };
+        let engine = Engine::build(&tap, config).unwrap();
+        let mut request = vec![0xff; 60];
+        request[12..22].copy_from_slice(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]);
+        let mut error = vec![0; 80];
+        error[..6].copy_from_slice(&[2, 0, 0, 0, 0, 10]);
+        error[12..15].copy_from_slice(&[8, 0, 0x45]);
+        error[23] = 1; // ICMP
+        error[34] = 3; // unreachable
+        error[42 + 9] = 4; // about IP in IP
+        let stop = AtomicBool::new(false);
+        let seen = AtomicU64::new(0);
+        let handler = Echo { seen: Some(&seen), ..Echo::default() };
+        let (handler, counters) = drive(engine, handler, &stop, &waker, || {
+            for _ in 0..100 {
+                outside.send(&request);
+                outside.send(&error);
+            }
+            until("all frames", || (seen.load(Ordering::Relaxed) == 200).then_some(()));
+        });
+        let count = |source| handler.sources.iter().filter(|&&is| is == source).count();
+        assert_eq!(count(Source::Neighbour { interface: 0 }), 100);
+        assert_eq!(count(Source::OuterError), 100);
+        assert_eq!(counters.source_frames, 200);
     });
 }

@@ -28,6 +28,8 @@ mod interface;
 mod mapping;
 mod multishot;
 mod packet_socket;
+#[cfg(test)]
+mod packet_socket_tests;
 mod poll;
 mod probe;
 mod region;
