@@ -6,7 +6,7 @@ use std::{net::Ipv6Addr, ops::Range};
 use adit_tunnel::checksum::{self, Sum};
 
 use super::{
-    packet::{Datagram, Family, PacketError, Quote, be16, be32, protocol},
+    packet::{Datagram, Family, Quote, be16, be32, protocol},
     verdict::DropReason,
 };
 
@@ -145,8 +145,7 @@ fn error_message(
     kind: ErrorKind,
 ) -> Result<ErrorMessage, DropReason> {
     let quote_len = quote_len(datagram.family, message);
-    let quote = Quote::parse(&message[ICMP_HEADER..ICMP_HEADER + quote_len])
-        .map_err(|error| reason(&error))?;
+    let quote = Quote::parse(&message[ICMP_HEADER..ICMP_HEADER + quote_len])?;
     if quote.family != datagram.family {
         return Err(DropReason::Malformed);
     }
@@ -220,17 +219,6 @@ pub(super) fn pseudo_header(datagram: &Datagram, length: usize) -> Sum {
             protocol::ICMPV6,
             u32::try_from(length).unwrap_or(u32::MAX),
         ),
-    }
-}
-
-/// The drop reason of a packet that is none.
-pub(super) const fn reason(error: &PacketError) -> DropReason {
-    match error {
-        PacketError::Truncated { .. } => DropReason::Truncated,
-        PacketError::Checksum => DropReason::BadChecksum,
-        PacketError::Version(_) | PacketError::Length { .. } | PacketError::ExtensionHeaders => {
-            DropReason::Malformed
-        }
     }
 }
 

@@ -191,7 +191,7 @@ fn answer_ipv6(
     let packet = &slot[frame.start + ETHERNET_HEADER..frame.end];
     let datagram = match Datagram::parse(packet) {
         Ok(datagram) => datagram,
-        Err(error) => return Answer::Malformed(icmp::reason(&error)),
+        Err(error) => return Answer::Malformed(error.into()),
     };
     let solicitation = is_solicitation(&datagram, packet);
     if !solicitation && !is_message(&datagram, packet, v6::NEIGHBOUR_ADVERTISEMENT) {
@@ -202,7 +202,7 @@ fn answer_ipv6(
         return Answer::Malformed(DropReason::Truncated);
     }
     let target: Address = chunk(message, 8);
-    // A mapped target is no IPv6 address, but would read as an IPv4 VIP.
+    // A mapped target is no IPv6 address, but would pass for an IPv4 VIP.
     if Family::of(&target) == Family::V4 || !is_vip(&target) {
         return Answer::NotOurs;
     }

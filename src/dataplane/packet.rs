@@ -4,9 +4,13 @@
 //! from can be rewritten in place afterwards. Addresses are 16 bytes for both families, IPv4 as
 //! IPv4-mapped (RFC 4291 §2.5.5.2).
 
+mod quote;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use adit_tunnel::checksum;
+
+pub use quote::Quote;
 
 /// Length of an Ethernet header without tags.
 pub const ETHERNET_HEADER: usize = 14;
@@ -145,6 +149,10 @@ pub enum PacketError {
     /// More IPv6 extension headers than any real chain has.
     #[error("IPv6 extension header chain too long")]
     ExtensionHeaders,
+    /// An IPv6 packet with an IPv4-mapped address. They have no place on the wire (RFC 4942
+    /// §2.2), and here they would pass for IPv4.
+    #[error("IPv4-mapped address in an IPv6 header")]
+    MappedAddress,
 }
 
 const fn truncated(layer: &'static str, needed: usize, actual: usize) -> PacketError {
@@ -249,10 +257,7 @@ impl Datagram {
             return Err(truncated("IPv6", total_len, bytes.len()));
         }
         let chain = walk_extension_headers(&bytes[..total_len])?;
-        let mut source = [0; 16];
-        let mut destination = [0; 16];
-        source.copy_from_slice(&bytes[8..24]);
-        destination.copy_from_slice(&bytes[24..40]);
+        let (source, destination) = addresses_v6(bytes)?;
         Ok(Self {
             family: Family::V6,
             source,
@@ -275,6 +280,18 @@ impl Datagram {
     pub const fn payload_len(&self) -> usize {
         self.total_len - self.header_len
     }
+}
+
+/// Source and destination of an IPv6 header that is there.
+fn addresses_v6(header: &[u8]) -> Result<(Address, Address), PacketError> {
+    let mut source = [0; 16];
+    let mut destination = [0; 16];
+    source.copy_from_slice(&header[8..24]);
+    destination.copy_from_slice(&header[24..40]);
+    if [&source, &destination].into_iter().any(|address| Family::of(address) == Family::V4) {
+        return Err(PacketError::MappedAddress);
+    }
+    Ok((source, destination))
 }
 
 struct ExtensionChain {
@@ -394,106 +411,5 @@ pub fn udp_ports(datagram: &Datagram, packet: &[u8]) -> Result<(u16, u16), Packe
     Ok((be16(bytes, 0), be16(bytes, 2)))
 }
 
-/// The start of a packet as an ICMP error quotes it: possibly cut after 8 bytes of upper layer
-/// (RFC 792), so that its total length and checksum are not held against it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Quote {
-    /// Address family.
-    pub family: Family,
-    /// Source address of the quoted packet.
-    pub source: Address,
-    /// Destination address of the quoted packet.
-    pub destination: Address,
-    /// Upper-layer protocol.
-    pub protocol: u8,
-    /// Offset of the upper layer in the quote.
-    pub header_len: usize,
-    /// Total length the quoted packet had, by its own header.
-    pub total_len: usize,
-    /// IPv4 identification; 0 for IPv6.
-    pub identification: u16,
-    /// IPv4 DF; true for IPv6.
-    pub dont_fragment: bool,
-}
-
-impl Quote {
-    /// Reads a quoted packet with at least 8 bytes of its upper layer.
-    ///
-    /// # Errors
-    /// The quote is shorter than that, or is a later fragment (which carries no ports).
-    pub fn parse(bytes: &[u8]) -> Result<Self, PacketError> {
-        match bytes.first().map(|byte| byte >> 4) {
-            Some(4) => Self::parse_v4(bytes),
-            Some(6) => Self::parse_v6(bytes),
-            Some(version) => Err(PacketError::Version(version)),
-            None => Err(truncated("quoted IP", 1, 0)),
-        }
-    }
-
-    fn parse_v4(bytes: &[u8]) -> Result<Self, PacketError> {
-        if bytes.len() < 20 {
-            return Err(truncated("quoted IPv4", 20, bytes.len()));
-        }
-        let header_len = usize::from(bytes[0] & 0x0f) * 4;
-        if header_len < 20 {
-            return Err(PacketError::Length { layer: "quoted IPv4", claimed: header_len });
-        }
-        if bytes.len() < header_len + 8 {
-            return Err(truncated("quoted IPv4", header_len + 8, bytes.len()));
-        }
-        let flags = be16(bytes, 6);
-        if flags & 0x1fff != 0 {
-            let claimed = usize::from(flags & 0x1fff) * 8;
-            return Err(PacketError::Length { layer: "quoted IPv4 fragment", claimed });
-        }
-        Ok(Self {
-            family: Family::V4,
-            source: mapped_v4(&bytes[12..16]),
-            destination: mapped_v4(&bytes[16..20]),
-            protocol: bytes[9],
-            header_len,
-            total_len: usize::from(be16(bytes, 2)),
-            identification: be16(bytes, 4),
-            dont_fragment: flags & 0x4000 != 0,
-        })
-    }
-
-    fn parse_v6(bytes: &[u8]) -> Result<Self, PacketError> {
-        if bytes.len() < 40 {
-            return Err(truncated("quoted IPv6", 40, bytes.len()));
-        }
-        let chain = walk_extension_headers(bytes)?;
-        if let Some(fragment) = chain.fragment.filter(|fragment| fragment.offset != 0) {
-            let claimed = usize::from(fragment.offset);
-            return Err(PacketError::Length { layer: "quoted IPv6 fragment", claimed });
-        }
-        if bytes.len() < chain.offset + 8 {
-            return Err(truncated("quoted IPv6", chain.offset + 8, bytes.len()));
-        }
-        let mut source = [0; 16];
-        let mut destination = [0; 16];
-        source.copy_from_slice(&bytes[8..24]);
-        destination.copy_from_slice(&bytes[24..40]);
-        Ok(Self {
-            family: Family::V6,
-            source,
-            destination,
-            protocol: chain.protocol,
-            header_len: chain.offset,
-            total_len: 40 + usize::from(be16(bytes, 4)),
-            identification: 0,
-            dont_fragment: true,
-        })
-    }
-
-    /// Source and destination port of a quoted TCP or UDP packet.
-    pub fn ports(&self, quote: &[u8]) -> Option<(u16, u16)> {
-        matches!(self.protocol, protocol::TCP | protocol::UDP)
-            .then(|| (be16(quote, self.header_len), be16(quote, self.header_len + 2)))
-    }
-
-    /// Sequence number of a quoted TCP segment.
-    pub fn sequence(&self, quote: &[u8]) -> Option<u32> {
-        (self.protocol == protocol::TCP).then(|| be32(quote, self.header_len + 4))
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -292,7 +292,7 @@ impl PathMtus {
     ) -> OuterError {
         let datagram = match Datagram::parse(packet) {
             Ok(datagram) => datagram,
-            Err(error) => return OuterError::Malformed(icmp::reason(&error)),
+            Err(error) => return OuterError::Malformed(error.into()),
         };
         let message = match icmp::classify(&datagram, packet) {
             Ok(Message::Error(message)) => message,

@@ -114,7 +114,7 @@ pub fn reset(
 ) -> Option<Range<usize>> {
     let acknowledges = segment.flags & tcp_flag::ACK != 0;
     if segment.flags & tcp_flag::RST != 0
-        || !is_single_host(datagram.family, &datagram.source)
+        || !is_single_host(&datagram.source)
         || (datagram.fragment.is_some() && !acknowledges)
     {
         return None;
@@ -147,9 +147,7 @@ pub fn reset(
 
 /// Whether an ICMP error may answer this packet.
 fn may_be_answered_by_error(datagram: &Datagram, packet: &[u8]) -> bool {
-    if !is_single_host(datagram.family, &datagram.source)
-        || !is_single_host(datagram.family, &datagram.destination)
-    {
+    if !is_single_host(&datagram.source) || !is_single_host(&datagram.destination) {
         return false;
     }
     let later_fragment = !datagram.has_upper_layer();
@@ -177,14 +175,12 @@ const fn is_query_v4(kind: u8) -> bool {
 
 /// Whether the address can be that of one host: not unspecified ("this network"), loopback,
 /// multicast, broadcast or reserved (RFC 1122 §3.2.1.3, RFC 4291 §2.4).
-fn is_single_host(family: Family, address: &Address) -> bool {
-    match family {
+fn is_single_host(address: &Address) -> bool {
+    match Family::of(address) {
         Family::V4 => !matches!(v4_octets(address)[0], 0 | 127 | 224..),
         Family::V6 => {
             let ip = Ipv6Addr::from(*address);
-            // A mapped address never belongs on the wire (RFC 6890), and would read as IPv4.
-            let mapped = Family::of(address) == Family::V4;
-            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() || mapped)
+            !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast())
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{
     ids::{DestinationId, RealId},
-    packet::Address,
+    packet::{Address, PacketError},
 };
 
 /// Where a frame came in.
@@ -93,7 +93,7 @@ macro_rules! drop_reasons {
 drop_reasons! {
     NotIp, "not_ip", "The frame is neither IPv4, IPv6 nor ARP.";
     Truncated, "truncated", "A header or the packet ends before its length says.";
-    Malformed, "malformed", "A header contradicts itself: version, length field, extension chain.";
+    Malformed, "malformed", "A header contradicts itself: version, length field, extension chain, address family.";
     BadChecksum, "bad_checksum", "The IPv4 header checksum, or that of an ICMP message, is wrong.";
     NotVip, "not_vip", "The destination is not a virtual IP of this director.";
     BadSource, "bad_source", "The source is multicast, unspecified, loopback or a VIP: no client has it.";
@@ -115,6 +115,19 @@ drop_reasons! {
     NoScratch, "no_scratch", "No auxiliary slot was free for the pieces of a packet.";
     EgressFull, "egress_full", "The egress queue was full (EAGAIN or ENOBUFS).";
     EgressError, "egress_error", "The kernel refused the send with another error.";
+}
+
+impl From<PacketError> for DropReason {
+    fn from(error: PacketError) -> Self {
+        match error {
+            PacketError::Truncated { .. } => Self::Truncated,
+            PacketError::Checksum => Self::BadChecksum,
+            PacketError::Version(_)
+            | PacketError::Length { .. }
+            | PacketError::ExtensionHeaders
+            | PacketError::MappedAddress => Self::Malformed,
+        }
+    }
 }
 
 /// Number of drop reasons.

@@ -135,7 +135,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
         let incoming = match Incoming::read(datagram, received.packet(), vip) {
             Ok(incoming) => incoming,
-            Err(error) => return Verdict::Drop(super::drop_reason(error)),
+            Err(error) => return Verdict::Drop(error.into()),
         };
         match self.destination_of(context, &incoming, datagram) {
             Ok(destination) => self.forward(context, datagram, received, destination),

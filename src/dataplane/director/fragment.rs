@@ -48,7 +48,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
         let incoming = match Incoming::read(datagram, received.packet(), vip) {
             Ok(incoming) => incoming,
-            Err(error) => return Verdict::Drop(super::drop_reason(error)),
+            Err(error) => return Verdict::Drop(error.into()),
         };
         let destination = match self.destination_of(context, &incoming, datagram) {
             Ok(destination) => destination,
@@ -104,7 +104,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
                     self.forward(context, &datagram, received, destination)
                 }
                 // It was parsed when it was held.
-                Err(error) => Verdict::Drop(super::drop_reason(error)),
+                Err(error) => Verdict::Drop(error.into()),
             };
             let verdict = send_copy(context.outlet, verdict, &staging);
             self.parts.counters.worker.held.sub(1);

@@ -16,7 +16,7 @@ use super::{
     counters::Counters,
     fragments::Fragments,
     neighbour,
-    packet::{self, Datagram, PacketError, protocol},
+    packet::{self, Datagram, protocol},
     path_mtu::{OuterError, PathMtus},
     persistence::PersistenceIndex,
     rate_limit::{Emission, RateLimiter},
@@ -176,7 +176,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
                         let received = Received { slot, frame, ip: ip.start..end };
                         self.datagram(context, &datagram, received)
                     }
-                    Err(error) => Verdict::Drop(drop_reason(error)),
+                    Err(error) => Verdict::Drop(error.into()),
                 }
             }
             (packet::ETHERTYPE_IPV4 | packet::ETHERTYPE_IPV6, None) => {
@@ -336,17 +336,6 @@ fn is_client(source: &packet::Address) -> bool {
         packet::Family::V6 => {
             let loopback_or_unspecified = source[..15] == [0; 15] && source[15] <= 1;
             source[0] != 0xff && !loopback_or_unspecified
-        }
-    }
-}
-
-/// The drop reason of bytes that are no packet.
-const fn drop_reason(error: PacketError) -> DropReason {
-    match error {
-        PacketError::Truncated { .. } => DropReason::Truncated,
-        PacketError::Checksum => DropReason::BadChecksum,
-        PacketError::Version(_) | PacketError::Length { .. } | PacketError::ExtensionHeaders => {
-            DropReason::Malformed
         }
     }
 }
