@@ -26,7 +26,8 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 
-/// Receives ARP requests and ICMPv6 neighbour solicitations on one interface, Ethernet header first.
+/// Receives ARP and ICMPv6 neighbour discovery on one interface, Ethernet header first: questions
+/// for a VIP, and what others say about one (an address conflict).
 ///
 /// Two sockets, because one for both ethertypes would have to see all traffic of the interface; so
 /// IPv4 packets pass no filter of ours at all.
@@ -42,19 +43,15 @@ impl NeighbourSockets {
     /// # Errors
     /// No privilege, no such interface.
     pub fn open(interface: u32) -> Result<Self, PacketSocketError> {
-        let arp = Receive {
-            purpose: "ARP requests",
-            kind: libc::SOCK_RAW,
-            interface,
-            ethertype: ETHERTYPE_ARP,
-        };
-        let solicitation = Receive {
-            purpose: "neighbour solicitations",
+        let arp =
+            Receive { purpose: "ARP", kind: libc::SOCK_RAW, interface, ethertype: ETHERTYPE_ARP };
+        let discovery = Receive {
+            purpose: "neighbour discovery",
             kind: libc::SOCK_RAW,
             interface,
             ethertype: ETHERTYPE_IPV6,
         };
-        let sockets = [arp.open(&arp_requests())?, solicitation.open(&neighbour_solicitations())?];
+        let sockets = [arp.open(&arp_messages())?, discovery.open(&neighbour_messages())?];
         Ok(Self { sockets, interface })
     }
 
@@ -74,7 +71,7 @@ impl NeighbourSockets {
         };
         set_option(&self.sockets[1], libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, request)
             .map_err(|errno| PacketSocketError {
-                purpose: "neighbour solicitations",
+                purpose: "neighbour discovery",
                 action: "receive a multicast group",
                 errno,
             })
@@ -218,28 +215,30 @@ const fn give(bytes: u32) -> libc::sock_filter {
     libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: bytes }
 }
 
-/// ARP with operation 1, to us, broadcast or multicast.
-fn arp_requests() -> [libc::sock_filter; 6] {
+/// ARP with operation 1 or 2 (request, reply), to us, broadcast or multicast.
+fn arp_messages() -> [libc::sock_filter; 7] {
     [
         load(LOAD_BYTE, PACKET_TYPE),
-        jump(JUMP_ABOVE, PACKET_MULTICAST, 3, 0),
+        jump(JUMP_ABOVE, PACKET_MULTICAST, 4, 0),
         load(LOAD_HALF, 14 + 6),
-        jump(JUMP_EQUAL, 1, 0, 1),
+        jump(JUMP_EQUAL, 1, 1, 0),
+        jump(JUMP_EQUAL, 2, 0, 1),
         give(ACCEPT),
         give(REJECT),
     ]
 }
 
-/// ICMPv6 type 135 directly behind the IPv6 header (RFC 4861 §4.3; a solicitation with extension
-/// headers is not one that hosts send), to us, broadcast or multicast.
-fn neighbour_solicitations() -> [libc::sock_filter; 8] {
+/// ICMPv6 types 135 and 136 (solicitation, advertisement) directly behind the IPv6 header
+/// (RFC 4861 §4.3; hosts send none with extension headers), to us, broadcast or multicast.
+fn neighbour_messages() -> [libc::sock_filter; 9] {
     [
         load(LOAD_BYTE, PACKET_TYPE),
-        jump(JUMP_ABOVE, PACKET_MULTICAST, 5, 0),
+        jump(JUMP_ABOVE, PACKET_MULTICAST, 6, 0),
         load(LOAD_BYTE, 14 + 6),
-        jump(JUMP_EQUAL, 58, 0, 3),
+        jump(JUMP_EQUAL, 58, 0, 4),
         load(LOAD_BYTE, 14 + 40),
-        jump(JUMP_EQUAL, 135, 0, 1),
+        jump(JUMP_EQUAL, 135, 1, 0),
+        jump(JUMP_EQUAL, 136, 0, 1),
         give(ACCEPT),
         give(REJECT),
     ]

@@ -92,8 +92,8 @@ fn check(socket: &OwnedFd, peer: &OpenEgress, link_header: usize, passing: &[u8]
 }
 
 #[test]
-fn neighbour_requests_pass_and_nothing_else() {
-    in_namespace("neighbour_requests_pass_and_nothing_else", || {
+fn neighbour_messages_pass_and_nothing_else() {
+    in_namespace("neighbour_messages_pass_and_nothing_else", || {
         let (us, peer) = pair();
         let sockets = NeighbourSockets::open(us).unwrap();
         sockets.receive_group(SOLICITED).unwrap();
@@ -106,7 +106,8 @@ fn neighbour_requests_pass_and_nothing_else() {
             &[
                 case("broadcast request", true, request.clone()),
                 case("unicast request", true, ethernet(US, 0x0806, &arp(1))),
-                case("reply", false, ethernet(US, 0x0806, &arp(2))),
+                case("reply", true, ethernet(US, 0x0806, &arp(2))),
+                case("reverse request", false, ethernet(US, 0x0806, &arp(3))),
                 case("request to another host", false, ethernet(OTHER, 0x0806, &arp(1))),
                 case("IPv4", false, ethernet(US, 0x0800, &ipv4(6, 0, 0, &[0; 20]))),
             ],
@@ -120,7 +121,9 @@ fn neighbour_requests_pass_and_nothing_else() {
             &[
                 case("multicast solicitation", true, solicitation(SOLICITED, 135)),
                 case("unicast solicitation", true, solicitation(US, 135)),
-                case("advertisement", false, solicitation(US, 136)),
+                case("advertisement", true, solicitation(US, 136)),
+                case("redirect", false, solicitation(US, 137)),
+                case("router advertisement", false, solicitation(US, 134)),
                 case("echo request", false, solicitation(US, 128)),
                 case("TCP", false, ethernet(US, 0x86dd, &ipv6(6, &icmp(135, &[0; 16])))),
                 case("to another host", false, solicitation(OTHER, 135)),
