@@ -4,6 +4,8 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
+use adit::dataplane::verdict::DropReason;
+
 /// The files of one target's corpus, in a stable order.
 fn corpus(target: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(target);
@@ -39,6 +41,35 @@ fn parse() {
 #[test]
 fn config_text() {
     replay("config_text", adit_fuzz::config_text);
+}
+
+#[test]
+fn director() {
+    replay("director", adit_fuzz::director);
+}
+
+/// What no sequence brings about is not tested by any: the corpus must be able to do everything.
+#[test]
+fn the_sequences_reach_every_verdict_and_every_drop_reason() {
+    let mut all = adit_fuzz::Reached::default();
+    for file in corpus("director") {
+        let data = fs::read(&file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+        let reached = adit_fuzz::director_reaches(&data);
+        // A seed named after a drop reason brings that one about.
+        let name = file.file_name().and_then(|name| name.to_str()).expect("a readable name");
+        if let Some(reason) = name.strip_prefix("drop-") {
+            let reason = reason.replace('-', "_");
+            let found = reached.dropped.iter().any(|dropped| dropped.name() == reason);
+            assert!(found, "{name} does not drop {reason}, but {:?}", reached.dropped);
+        }
+        all.verdicts.extend(reached.verdicts);
+        all.dropped.extend(reached.dropped);
+    }
+    let missing: Vec<_> =
+        DropReason::ALL.iter().filter(|reason| !all.dropped.contains(reason)).collect();
+    assert!(missing.is_empty(), "no sequence drops {missing:?}");
+    let verdicts = ["drop", "forward", "fragmented", "hold", "pass", "reply"];
+    assert!(all.verdicts.iter().eq(&verdicts), "{:?}", all.verdicts);
 }
 
 /// Every target of `fuzz/fuzz_targets/` has its test here, under the same name.

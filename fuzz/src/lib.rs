@@ -2,10 +2,12 @@
 //! broken; `fuzz_targets/` hands them to libFuzzer, `tests/corpora.rs` replays what was found.
 
 mod config_text;
+mod director;
 mod parse;
 mod repair;
 mod tunnel_roundtrip;
 
 pub use config_text::config_text;
+pub use director::{Reached, director, director_reaches};
 pub use parse::parse;
 pub use tunnel_roundtrip::tunnel_roundtrip;

@@ -85,11 +85,16 @@ fn ipv6(view: Option<Datagram>, header: &Ipv6Header, rest: &[u8]) {
         return;
     };
     let first = header.next_header;
+    let mapped = [header.source_addr(), header.destination_addr()]
+        .iter()
+        .any(|a| a.to_ipv4_mapped().is_some());
     let Some(view) = view else {
         // Without extension headers there is nothing left to be wrong.
-        assert!(Ipv6Header::is_skippable_header_extension(first), "refused a plain packet");
+        let walked = Ipv6Header::is_skippable_header_extension(first);
+        assert!(mapped || walked, "refused a plain packet");
         return;
     };
+    assert!(!mapped, "an IPv4 address in an IPv6 header");
     assert_eq!(view.family, Family::V6);
     assert_eq!(view.total_len, 40 + payload.len());
     assert_eq!(Ipv6Addr::from(view.source), header.source_addr());

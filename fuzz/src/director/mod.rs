@@ -1,0 +1,34 @@
+//! The director over sequences: a small world, what clients, hosts, routers and control do in it,
+//! and time. See [`script`] for how bytes become a sequence, [`checks`] for what must hold.
+
+mod checks;
+mod frames;
+mod script;
+mod shell;
+mod world;
+
+use std::collections::BTreeSet;
+
+use adit::dataplane::verdict::DropReason;
+
+/// What a sequence brought about.
+#[derive(Debug, Default)]
+pub struct Reached {
+    /// Names of the verdicts that were given.
+    pub verdicts: BTreeSet<&'static str>,
+    /// Reasons under which packets were dropped.
+    pub dropped: BTreeSet<DropReason>,
+}
+
+/// Plays the sequence that the bytes describe.
+pub fn director(data: &[u8]) {
+    director_reaches(data);
+}
+
+/// Plays the sequence that the bytes describe, and says what it brought about.
+pub fn director_reaches(data: &[u8]) -> Reached {
+    let Some((settings, steps)) = data.split_first_chunk() else { return Reached::default() };
+    let mut player = script::Player::new(world::Settings::read(settings));
+    player.play(steps);
+    player.finish()
+}
