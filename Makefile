@@ -6,7 +6,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 600
 CI_FUZZ_SECONDS ?= 30
-FUZZ_TARGETS := parse tunnel_roundtrip director config
+FUZZ_TARGETS := parse tunnel_roundtrip director config_text
 # Fuzzing needs sanitizer flags of the compiler, which stable hides behind this switch.
 FUZZ := RUSTC_BOOTSTRAP=1 $(CARGO) fuzz
 
