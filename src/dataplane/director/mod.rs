@@ -9,7 +9,7 @@ mod forward;
 mod fragment;
 mod icmp;
 
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use super::{
     conntrack::{FlowTable, SWEEP_BUDGET, Slot},
@@ -47,7 +47,13 @@ pub struct Director<S> {
     parts: Parts<S>,
     /// Where held fragments are wrapped: headroom and the largest IP packet.
     staging: Box<[u8]>,
+    /// When control is next told of an address conflict.
+    next_conflict: Time,
 }
+
+/// Control is told of conflicts once a second: any host on the link can send them, and must not
+/// crowd out other events. All are counted.
+const CONFLICT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// One call's surroundings: the time, the world and the shell.
 struct Context<'a, O> {
@@ -72,7 +78,8 @@ impl Received<'_> {
 impl<S: AsRef<[Slot]>> Director<S> {
     /// A director of these parts.
     pub fn new(parts: Parts<S>) -> Self {
-        Self { parts, staging: vec![0; HEADROOM + usize::from(u16::MAX)].into() }
+        let staging = vec![0; HEADROOM + usize::from(u16::MAX)].into();
+        Self { parts, staging, next_conflict: Time::ZERO }
     }
 
     /// Takes one received frame to its verdict. `slot` is the whole slot, with at least
@@ -241,7 +248,10 @@ impl<S: AsRef<[Slot]>> Director<S> {
             }
             neighbour::Answer::Conflict { vip, mac } => {
                 self.parts.counters.worker.address_conflicts.add(1);
-                self.event(context, Event::AddressConflict { vip, mac });
+                if context.now >= self.next_conflict {
+                    self.next_conflict = context.now + CONFLICT_INTERVAL;
+                    self.event(context, Event::AddressConflict { vip, mac });
+                }
                 Verdict::Pass
             }
             neighbour::Answer::NotOurs => Verdict::Pass,
