@@ -1,10 +1,12 @@
 //! Everything that is not per packet: configuration, the host's routes and firewall, reload,
 //! the admin socket. What it decides reaches the data plane as one immutable snapshot.
 
+pub mod admin;
 pub mod build;
 pub mod config;
 pub mod destinations;
 pub mod egress_paths;
+pub mod explain;
 pub mod finding;
 pub mod firewall;
 pub mod host;

@@ -1,0 +1,255 @@
+//! What travels over the admin socket: the JSON of docs/admin-api.md, as types.
+//!
+//! Both sides use these, so the daemon and the command line cannot disagree. Fields are added,
+//! never renamed.
+
+use crate::control::finding::Finding;
+use crate::dataplane::counters::{DestinationReading, WorkerReading};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the running director.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Seconds since it started.
+    pub uptime_seconds: u64,
+    /// Configuration file.
+    pub config_file: String,
+    /// Hash of the configuration in force.
+    pub config_hash: String,
+    /// Hash of its services, which directors of one group share.
+    pub services_hash: String,
+    /// Fingerprint of the hash key.
+    pub key_fingerprint: String,
+    /// The TAP.
+    pub tap: String,
+    /// The client-facing interface.
+    pub interface: String,
+    /// How the worker reads the TAP: `multishot` or `poll`.
+    pub engine: String,
+    /// Why that one.
+    pub engine_reason: String,
+    /// Slots of the flow table.
+    pub max_connections: u32,
+    /// Flows in the table that are established.
+    pub active: u64,
+    /// Flows in the table that are not.
+    pub inactive: u64,
+    /// Flows taken over from the process before, at start.
+    pub adopted: u64,
+    /// The worker's totals.
+    pub totals: WorkerReading,
+    /// The same in packets: dropped for whatever reason.
+    pub dropped: u64,
+    /// Whether received = forwarded + replied + passed + dropped + held + in flight held when it
+    /// was looked at. Between calls into the core it always does; under load one look may fall in
+    /// between.
+    pub ledger_balances: bool,
+    /// Milliseconds since the worker said that it is alive.
+    pub worker_silence_ms: u64,
+    /// What is in force and perhaps not meant.
+    pub warnings: Vec<OwnedFinding>,
+}
+
+/// A finding as it arrives on the other side.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OwnedFinding {
+    /// `error`, `warning` or `note`.
+    pub severity: String,
+    /// What was seen.
+    pub message: String,
+    /// What it means and how to mend it.
+    pub help: String,
+}
+
+impl From<&Finding> for OwnedFinding {
+    fn from(finding: &Finding) -> Self {
+        OwnedFinding {
+            severity: finding.severity.to_string().to_lowercase(),
+            message: finding.message.clone(),
+            help: finding.help.clone(),
+        }
+    }
+}
+
+/// `GET /v1/services`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Services {
+    /// In the order of their names; those that were removed and drain come last.
+    pub services: Vec<ServiceView>,
+}
+
+/// One service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Its name.
+    pub name: String,
+    /// Its VIP.
+    pub vip: IpAddr,
+    /// Its ports: `5432`, `80,443`, `6000-6009` or `any`.
+    pub ports: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// `maglev`, `wrr` or `rr`.
+    pub scheduler: String,
+    /// Slots of its table, where it has one.
+    pub table_size: Option<u32>,
+    /// Seconds of persistence, where it has any.
+    pub persistence_seconds: Option<u64>,
+    /// Whether the configuration in force names it.
+    pub configured: bool,
+    /// Its real servers, by address.
+    pub reals: Vec<RealView>,
+}
+
+/// One real server of a service.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RealView {
+    /// Its address.
+    pub address: IpAddr,
+    /// Configured weight.
+    pub weight: u32,
+    /// What is left of it.
+    pub effective_weight: u32,
+    /// `up`, `drained` (weight 0) or `draining` (taken out of the configuration).
+    pub state: String,
+    /// Flows and traffic since it was configured.
+    pub counters: DestinationReading,
+    /// Outer source address.
+    pub source: Option<IpAddr>,
+    /// Device its packets leave by.
+    pub interface: Option<String>,
+    /// Next hop.
+    pub next_hop: Option<IpAddr>,
+    /// `direct`, or `kernel` with the reason.
+    pub egress: String,
+    /// MTU of the way as this host knows it.
+    pub link_mtu: u32,
+    /// Path MTU in force: smaller where an error said so lately.
+    pub path_mtu: u32,
+}
+
+/// `GET /v1/connections`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Connections {
+    /// A page of them.
+    pub connections: Vec<ConnectionView>,
+    /// What to give as `cursor` for the next page; absent at the end.
+    pub next: Option<u64>,
+}
+
+/// One connection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ConnectionView {
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// The client.
+    pub client: IpAddr,
+    /// Its port.
+    pub client_port: u16,
+    /// The VIP.
+    pub vip: IpAddr,
+    /// Its port.
+    pub vip_port: u16,
+    /// The service; absent where it is gone.
+    pub service: Option<String>,
+    /// The real server.
+    pub real: Option<IpAddr>,
+    /// `half-open`, `unproven`, `established`, `closing-fin` or `closing-rst`.
+    pub state: String,
+    /// Seconds since its last packet from the client.
+    pub idle_seconds: u64,
+    /// Seconds until it is forgotten if no packet comes.
+    pub expires_seconds: u64,
+    /// Seconds since it began.
+    pub age_seconds: u64,
+    /// Met in its middle and sent to a guessed real server.
+    pub rederived: bool,
+}
+
+/// `GET /v1/drops`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Drops {
+    /// Every reason, those that never happened too.
+    pub drops: Vec<Drop>,
+}
+
+/// One reason for which packets are dropped.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Drop {
+    /// Its stable name.
+    pub reason: String,
+    /// What it means.
+    pub meaning: String,
+    /// Packets dropped for it.
+    pub count: u64,
+}
+
+/// `POST /v1/reload`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// Whether the new configuration is in force now. Not with `dry_run`.
+    pub applied: bool,
+    /// Hash of the configuration before.
+    pub old_hash: String,
+    /// Hash of the one that was read.
+    pub new_hash: String,
+    /// What differs.
+    pub changes: Vec<Change>,
+    /// What is allowed and perhaps not meant in the new one.
+    pub warnings: Vec<OwnedFinding>,
+}
+
+/// One difference between two configurations.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// In one line: `service orders: real server 10.0.0.3 added with weight 100`.
+    pub what: String,
+    /// What it does to connections and new flows.
+    pub effect: String,
+    /// Connections it touches: those that drain, or that are cut.
+    pub connections: u64,
+}
+
+/// `GET /v1/explain`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Explained {
+    /// The client asked about.
+    pub client: String,
+    /// The VIP asked about.
+    pub vip: String,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// The service that takes the packet; absent where none does.
+    pub service: Option<String>,
+    /// What the placement key is made of.
+    pub key_of: Option<String>,
+    /// How the scheduler would choose now; the form of `dataplane::scheduler::Explanation`.
+    pub choice: Option<serde_json::Value>,
+    /// The real server a new flow would go to.
+    pub real: Option<IpAddr>,
+    /// The connection there is, which goes before any choice; live only.
+    pub connection: Option<ConnectionView>,
+    /// The real server that persistence remembers for the client; live only.
+    pub persisted: Option<IpAddr>,
+    /// In one sentence.
+    pub answer: String,
+}
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What was refused, and why.
+    pub error: String,
+    /// Mistakes in a configuration, each with its place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<crate::control::config::Problem>,
+    /// The mistakes as `adit check` draws them.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub drawn: String,
+}
+

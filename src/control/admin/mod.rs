@@ -1,0 +1,6 @@
+//! The admin interface: HTTP and JSON over a Unix socket, so that `curl --unix-socket` is a
+//! client as good as `adit`. See docs/admin-api.md.
+
+pub mod api;
+pub mod client;
+pub mod query;

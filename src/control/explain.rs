@@ -1,0 +1,180 @@
+//! Where a packet would go and why, from the same tables the worker uses.
+
+use super::admin::api::Explained;
+use super::build::{CookieRoot, Surroundings, World};
+use super::config::Config;
+use super::netlink::egress::Survey;
+use crate::dataplane::hash::{FlowTuple, HashKey};
+use crate::dataplane::packet;
+use crate::dataplane::region::{Directory, Entry, REAL_CAPACITY, VIP_CAPACITY};
+use crate::dataplane::service::{Protocol, ServiceTable};
+use crate::dataplane::snapshot::Snapshot;
+use std::net::{IpAddr, SocketAddr};
+
+/// What is asked: a client's packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    /// The client, with its port.
+    pub client: SocketAddr,
+    /// The VIP, with its port.
+    pub vip: SocketAddr,
+    /// The protocol.
+    pub protocol: Protocol,
+}
+
+impl Question {
+    /// The flow it is about.
+    #[must_use]
+    pub fn tuple(&self) -> FlowTuple {
+        FlowTuple {
+            client: self.client.ip(),
+            client_port: self.client.port(),
+            vip: self.vip.ip(),
+            vip_port: self.vip.port(),
+            protocol: self.protocol.number(),
+        }
+    }
+}
+
+/// A snapshot of a configuration without a host: what `explain` and tests need.
+///
+/// # Errors
+/// When the configuration does not fit the core's tables.
+pub fn offline_snapshot(
+    config: &Config,
+    key: HashKey,
+) -> Result<Snapshot, super::build::BuildError> {
+    let entries = |count: u32| (0..count).map(|_| Entry::default()).collect::<Vec<_>>();
+    let reals = Directory::new(entries(REAL_CAPACITY));
+    let vips = Directory::new(entries(VIP_CAPACITY));
+    let counters =
+        crate::dataplane::counters::Counters::new(super::destinations::DESTINATION_CAPACITY);
+    let mut world = World::new(reals, vips, key);
+    world.enter(config, &counters.destinations)?;
+    let survey = Survey::default();
+    let around = Surroundings {
+        survey: &survey,
+        tap_mac: [0; 6],
+        client_mac: None,
+        cookies: CookieRoot { secret: [0; 16], epoch: 0 },
+        counters: &counters.destinations,
+    };
+    world.snapshot(config, key, &around, |_| None, None)
+}
+
+/// How a new flow would be placed. Flows and persistence that exist already are the live
+/// director's to add.
+#[must_use]
+pub fn explain(services: &ServiceTable, key: HashKey, question: &Question) -> Explained {
+    let tuple = question.tuple();
+    let mut explained = Explained {
+        client: question.client.to_string(),
+        vip: question.vip.to_string(),
+        protocol: protocol_name(question.protocol).to_owned(),
+        service: None,
+        key_of: None,
+        choice: None,
+        real: None,
+        connection: None,
+        persisted: None,
+        answer: String::new(),
+    };
+    let Some(vip) = services.vip(&packet::address(tuple.vip)) else {
+        explained.answer = format!("{} is no VIP here: dropped as not_vip", tuple.vip);
+        return explained;
+    };
+    let Some(service) = services.find(vip, tuple.protocol, tuple.vip_port) else {
+        explained.answer = format!(
+            "no service takes {} port {} of {}: dropped as no_service",
+            explained.protocol, tuple.vip_port, tuple.vip
+        );
+        return explained;
+    };
+    let placement = service.placement_key(&key, &tuple);
+    let choice = service.scheduler.explain(&placement, &service.members);
+    explained.service = Some(service.name.to_string());
+    explained.key_of = Some(match &service.persistence {
+        Some(policy) => {
+            let length = match tuple.client {
+                IpAddr::V4(_) => policy.ipv4_prefix,
+                IpAddr::V6(_) => policy.ipv6_prefix,
+            };
+            format!("the client's prefix of {length} bits and the persistence group")
+        }
+        None => "client, port, VIP, port and protocol".to_owned(),
+    });
+    explained.real = choice.chosen.map(|member| member.address);
+    explained.answer = match choice.chosen {
+        Some(member) if service.scheduler.is_hash() => {
+            format!("service {}: a new flow goes to {}", service.name, member.address)
+        }
+        Some(member) => format!(
+            "service {}: the next new flow goes to {}, whichever it is ({} takes turns)",
+            service.name,
+            member.address,
+            service.scheduler.name()
+        ),
+        None => format!(
+            "service {}: no real server takes new flows: dropped as no_real_server",
+            service.name
+        ),
+    };
+    // The explanation is plain data with string keys.
+    explained.choice = serde_json::to_value(&choice).ok();
+    explained
+}
+
+/// The name of a protocol in the configuration.
+#[must_use]
+pub fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::parse;
+
+    const TEXT: &str = "[director]\ninterface = \"eth0\"\n\
+        [[service]]\nname = \"db\"\nvip = \"192.0.2.1\"\nport = 5432\n\
+        [[service.real]]\naddress = \"10.0.0.1\"\n[[service.real]]\naddress = \"10.0.0.2\"\n\
+        [[service.real]]\naddress = \"10.0.0.3\"\nweight = 0\n\
+        [[service]]\nname = \"kept\"\nvip = \"192.0.2.1\"\nport = 80\n\
+        persistence = { ipv4_prefix = 24 }\n\
+        [[service.real]]\naddress = \"10.0.0.1\"\n[[service.real]]\naddress = \"10.0.0.2\"\n";
+
+    fn ask(client: &str, vip: &str) -> Explained {
+        let config = parse(TEXT, "t").unwrap();
+        let snapshot = offline_snapshot(&config, HashKey::DEFAULT).unwrap();
+        let question = Question {
+            client: client.parse().unwrap(),
+            vip: vip.parse().unwrap(),
+            protocol: Protocol::Tcp,
+        };
+        explain(&snapshot.services, HashKey::DEFAULT, &question)
+    }
+
+    #[test]
+    fn every_way_to_an_answer() {
+        assert!(ask("198.51.100.1:1", "192.0.2.9:1").answer.contains("not_vip"));
+        assert!(ask("198.51.100.1:1", "192.0.2.1:1").answer.contains("no_service"));
+        let mut seen = std::collections::BTreeSet::new();
+        for port in 1..100 {
+            let explained = ask(&format!("198.51.100.1:{port}"), "192.0.2.1:5432");
+            assert_eq!(explained.service.as_deref(), Some("db"));
+            seen.insert(explained.real.unwrap().to_string());
+        }
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["10.0.0.1", "10.0.0.2"]);
+    }
+
+    #[test]
+    fn persistence_looks_at_the_prefix_only() {
+        let of = |client: &str| ask(client, "192.0.2.1:80").real;
+        for last in 1..50 {
+            assert_eq!(of(&format!("198.51.100.{last}:{last}")), of("198.51.100.200:9"));
+        }
+    }
+}
