@@ -1,10 +1,16 @@
 //! The command line: what can be asked, and how answers are shown.
 
 mod check;
+mod explain;
 mod generate;
+mod live;
+mod logging;
 pub mod output;
+mod reload;
+mod run;
 mod version;
 
+use crate::control::admin::client::{Client, ClientError};
 use crate::control::config::{Config, ConfigErrors, DEFAULT_CONFIG_PATH, DEFAULT_SOCKET};
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
@@ -30,9 +36,10 @@ pub struct Global {
     /// Configuration file.
     #[arg(long, global = true, value_name = "FILE", default_value = DEFAULT_CONFIG_PATH)]
     pub config: PathBuf,
-    /// Socket of the running director's admin interface.
-    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub socket: PathBuf,
+    /// Socket of the running director's admin interface [default: the configuration's, or
+    /// /run/adit/adit.sock].
+    #[arg(long, global = true, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
     /// Print JSON, for programs.
     #[arg(long, global = true)]
     pub json: bool,
@@ -46,6 +53,32 @@ pub enum Command {
     /// Prints what it found, what it means and how to mend it. Exits with 1 when traffic would
     /// fail.
     Check(check::CheckArgs),
+    /// Start the director and stay in the foreground.
+    ///
+    /// Makes the TAP, leads the VIPs to it and forwards until it gets SIGTERM. SIGHUP reloads the
+    /// configuration. Connections survive a restart, also after `kill -9`.
+    Run(run::RunArgs),
+    /// Put the changed configuration file in force.
+    ///
+    /// A file with mistakes is refused as a whole. Real servers that were taken out drain: their
+    /// connections go on to their end.
+    Reload(reload::ReloadArgs),
+    /// Show services and their real servers, as `ipvsadm -Ln` does.
+    List(live::ListArgs),
+    /// Show connections.
+    #[command(visible_alias = "conns")]
+    Connections(live::ConnectionsArgs),
+    /// Show where a client's packets go, and why.
+    ///
+    /// Asks the running director; with --offline the configuration file alone, without a
+    /// director, which is what a new flow would get there.
+    Explain(explain::ExplainArgs),
+    /// Show why packets were dropped.
+    Drops(live::DropsArgs),
+    /// Write packets of both sides of the tunnel to a pcap file.
+    ///
+    /// Direct egress may be invisible to tcpdump on this host; this is not.
+    Capture(live::CaptureArgs),
     /// Show the version, and the configuration's hash where there is one.
     Version,
     /// Print a completion script for a shell.
@@ -78,6 +111,24 @@ pub enum CommandError {
     /// The configuration has errors.
     #[error("{path} is refused, see above", path = .0.file())]
     Config(Box<ConfigErrors>),
+    /// The director does not answer, or refuses.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// No runtime for a conversation.
+    #[error("cannot start: {0}")]
+    Runtime(std::io::Error),
+    /// The control runtime.
+    #[error(transparent)]
+    Control(#[from] crate::control::runtime::RuntimeError),
+    /// The director ended.
+    #[error(transparent)]
+    Daemon(#[from] Box<crate::control::daemon::DaemonError>),
+    /// The hash key.
+    #[error(transparent)]
+    Key(#[from] crate::control::config::HashKeyError),
+    /// The configuration does not fit the core.
+    #[error(transparent)]
+    Build(#[from] crate::control::build::BuildError),
     /// Something could not be written.
     #[error("cannot write {what}: {source}")]
     Write {
@@ -96,9 +147,37 @@ pub fn run(arguments: Arguments) -> Result<Outcome, CommandError> {
     let Arguments { command, global } = arguments;
     match command {
         Command::Check(args) => check::run(&args, &global),
+        Command::Run(args) => run::run(&args, &global),
+        Command::Reload(args) => reload::run(&args, &global),
+        Command::List(args) => live::list(&args, &global),
+        Command::Connections(args) => live::connections(&args, &global),
+        Command::Explain(args) => explain::run(&args, &global),
+        Command::Drops(args) => live::drops(&args, &global),
+        Command::Capture(args) => live::capture(&args, &global),
         Command::Version => version::run(&global),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
+    }
+}
+
+/// Runs a conversation with a director. Plain tokio: a client needs no io_uring.
+fn converse<T, F: Future<Output = Result<T, ClientError>>>(
+    global: &Global,
+    conversation: impl FnOnce(Client) -> F,
+) -> Result<T, CommandError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CommandError::Runtime)?;
+    let client = Client::new(&global.socket_path());
+    Ok(runtime.block_on(conversation(client))?)
+}
+
+impl Global {
+    /// The socket: as asked, else the configuration's, else the default one.
+    fn socket_path(&self) -> PathBuf {
+        let configured = || Some(load_config(&self.config).ok()?.director.socket);
+        self.socket.clone().or_else(configured).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET))
     }
 }
 

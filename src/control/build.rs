@@ -3,10 +3,10 @@
 use super::config::{self, Config, DontFragment};
 use super::destinations::{DestinationKey, Destinations, DestinationsFull};
 use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey};
-use crate::dataplane::conntrack::{Ticks, Timeouts};
+use crate::dataplane::conntrack::{FlowRecord, Ticks, Timeouts};
 use crate::dataplane::counters::DestinationCounters;
 use crate::dataplane::hash::{HashKey, PersistenceGroup};
-use crate::dataplane::ids::{RealId, VipId};
+use crate::dataplane::ids::{DestinationId, RealId, VipId};
 use crate::dataplane::packet;
 use crate::dataplane::region::{Directory, DirectoryFull, Entry, RealIdentity, VipIdentity};
 use crate::dataplane::scheduler::table::{TableCache, TableError};
@@ -174,6 +174,34 @@ impl<S: AsRef<[Entry]>> World<S> {
             }
         }
         Ok(())
+    }
+
+    /// The destination, in this process, of a flow that an earlier one left. One whose service or
+    /// real server is not configured any more drains. `None` where its ids mean nothing.
+    pub fn adopt_flow(
+        &mut self,
+        config: &Config,
+        flow: &FlowRecord,
+        counters: &[DestinationCounters],
+    ) -> Option<DestinationId> {
+        let vip = self.vip_address(flow.key.vip)?;
+        self.address_of(flow.real)?;
+        let udp = flow.key.protocol == packet::protocol::UDP;
+        let protocol = if udp { config::Protocol::Udp } else { config::Protocol::Tcp };
+        let service = config.service_for(vip, flow.key.vip_port, protocol);
+        let key = DestinationKey {
+            service: service.map_or_else(String::new, |s| s.name.clone()),
+            vip: flow.key.vip,
+            real: flow.real,
+        };
+        let destination = Destination {
+            real: flow.real,
+            vip: flow.key.vip,
+            timeouts: service.map_or_else(Timeouts::default, |s| timeouts(&s.timeouts)),
+            df: service.map_or_else(DfPolicy::default, |s| df(s.df)),
+            persistence: None,
+        };
+        self.destinations.adopt(key, destination, counters).ok()
     }
 
     /// The id of a real server.

@@ -34,6 +34,9 @@ pub struct Known {
     pub destination: Destination,
     /// Whether the configuration in force names it.
     pub configured: bool,
+    /// Whether its connections were cut: it keeps its number while flows name it, and is out of
+    /// force.
+    pub cut: bool,
     /// What the counters said when it got its number; they are never reset.
     before: DestinationReading,
 }
@@ -104,6 +107,7 @@ impl Destinations {
         {
             known.destination = destination;
             known.configured = configured;
+            known.cut = false;
             return Ok(id);
         }
         let free = self.by_id.iter().position(Option::is_none).unwrap_or(self.by_id.len());
@@ -113,9 +117,17 @@ impl Destinations {
         if free == self.by_id.len() {
             self.by_id.push(None);
         }
-        self.by_id[free] = Some(Known { key: key.clone(), destination, configured, before });
+        self.by_id[free] =
+            Some(Known { key: key.clone(), destination, configured, cut: false, before });
         self.by_key.insert(key, id);
         Ok(id)
+    }
+
+    /// Takes what drains out of force: its connections are cut.
+    pub fn cut(&mut self) {
+        for known in self.by_id.iter_mut().flatten() {
+            known.cut |= !known.configured;
+        }
     }
 
     /// Forgets drained destinations for which `is_free` says that nothing refers to them. Their
@@ -156,7 +168,8 @@ impl Destinations {
     /// What the core is told: every destination in force, by number.
     #[must_use]
     pub fn table(&self) -> Box<[Option<Destination>]> {
-        self.by_id.iter().map(|k| k.as_ref().map(|k| k.destination.clone())).collect()
+        let in_force = |known: &Known| (!known.cut).then(|| known.destination.clone());
+        self.by_id.iter().map(|known| known.as_ref().and_then(in_force)).collect()
     }
 }
 

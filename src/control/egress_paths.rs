@@ -35,6 +35,12 @@ impl<T: Ord + Copy> EgressPaths<T> {
         EgressPaths { known: BTreeMap::new(), capacity }
     }
 
+    /// Where a path leads.
+    #[must_use]
+    pub fn target(&self, id: EgressId) -> Option<&T> {
+        self.known.iter().find(|(_, known)| **known == id).map(|(target, _)| target)
+    }
+
     /// Plans a change to exactly `wanted`. New paths are opened by `open`; one that it cannot open
     /// is left out, and `open` has told the operator why.
     ///

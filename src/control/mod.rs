@@ -4,11 +4,14 @@
 pub mod admin;
 pub mod build;
 pub mod config;
+pub mod daemon;
 pub mod destinations;
+pub mod diff;
 pub mod egress_paths;
 pub mod explain;
 pub mod finding;
 pub mod firewall;
+pub mod flow_region;
 pub mod host;
 pub mod netlink;
 pub mod runtime;

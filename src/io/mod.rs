@@ -48,7 +48,7 @@ pub use interface::{InterfaceError, interface_index, interface_mtu};
 pub use nix::errno::Errno;
 pub use packet_socket::{JoinedGroups, NeighbourSockets, OuterErrorSockets, PacketSocketError};
 pub use probe::{Choice, EngineKind, IoPreference, choose};
-pub use region::{Region, RegionError, StateDirectory};
+pub use region::{Placement, Region, RegionError, StateDirectory};
 pub use slots::{AuxSlot, AuxSlots, HEADROOM};
 pub use tap::{Tap, TapConfig, TapError};
 pub use wake::{Waker, pin_current_thread};

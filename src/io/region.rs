@@ -174,8 +174,30 @@ impl StateDirectory {
 #[derive(Debug)]
 pub struct Region {
     map: MmapMut,
+    placement: Placement,
+}
+
+/// Where a region's file is, and where it belongs.
+#[derive(Debug)]
+pub struct Placement {
     path: PathBuf,
     destination: PathBuf,
+}
+
+impl Placement {
+    /// Puts the file in its place, atomically. For one that was [opened](StateDirectory::open) this
+    /// does nothing.
+    ///
+    /// # Errors
+    /// The file system refused the renaming.
+    pub fn publish(&mut self) -> Result<(), RegionError> {
+        if self.path != self.destination {
+            std::fs::rename(&self.path, &self.destination)
+                .map_err(refused(&self.destination, "put in place"))?;
+            self.path.clone_from(&self.destination);
+        }
+        Ok(())
+    }
 }
 
 impl Region {
@@ -196,21 +218,15 @@ impl Region {
         {
             return Err(RegionError::NoMemory { path, length });
         }
-        Ok(Self { map, path, destination })
+        Ok(Self { map, placement: Placement { path, destination } })
     }
 
-    /// Puts the file in its place, atomically. For one that was [opened](StateDirectory::open) this
-    /// does nothing.
+    /// Puts the file in its place, see [`Placement::publish`].
     ///
     /// # Errors
     /// The file system refused the renaming.
     pub fn publish(&mut self) -> Result<(), RegionError> {
-        if self.path != self.destination {
-            std::fs::rename(&self.path, &self.destination)
-                .map_err(refused(&self.destination, "put in place"))?;
-            self.path.clone_from(&self.destination);
-        }
-        Ok(())
+        self.placement.publish()
     }
 
     /// The bytes.
@@ -218,9 +234,10 @@ impl Region {
         &mut self.map
     }
 
-    /// The bytes, mapped until the process ends: workers and control share views of them.
-    pub fn leak(self) -> &'static mut [u8] {
-        &mut *Box::leak(Box::new(self.map))
+    /// The bytes, mapped until the process ends: workers and control share views of them. A new
+    /// file can be put in place when they are complete.
+    pub fn leak(self) -> (&'static mut [u8], Placement) {
+        (&mut *Box::leak(Box::new(self.map)), self.placement)
     }
 }
 

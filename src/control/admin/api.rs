@@ -252,4 +252,3 @@ pub struct ErrorBody {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub drawn: String,
 }
-

@@ -41,11 +41,11 @@ pub enum ClientError {
 }
 
 fn hint(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+    match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ECONNREFUSED) => {
             "; start one with `adit run`, or name its socket with --socket"
         }
-        io::ErrorKind::PermissionDenied => "; run this as root",
+        Some(libc::EACCES | libc::EPERM) => "; run this as root",
         _ => "",
     }
 }

@@ -2,5 +2,7 @@
 //! client as good as `adit`. See docs/admin-api.md.
 
 pub mod api;
+mod capture;
 pub mod client;
 pub mod query;
+pub mod server;

@@ -116,15 +116,7 @@ pub(super) const PERSISTENCE: DurationBounds = DurationBounds {
     reason: "entries live in memory of fixed size; a month is the longest that was ever useful",
 };
 
-/// Packets the director may send on its own account (ICMP errors, resets, echo replies) to one
-/// client prefix, per second: enough for a path's PMTU to be found on several sessions at once.
-pub(super) const DEFAULT_EMITTED_PER_CLIENT: u32 = 50;
-/// … and to everybody. Linux sends 1000 ICMP messages a second in all (`icmp_msgs_per_sec`).
-pub(super) const DEFAULT_EMITTED_TOTAL: u32 = 1000;
-/// 0 would silence PMTU discovery, and with it black-hole sessions.
+/// Packets the director may send on its own account (ICMP errors, resets, echo replies), per
+/// second, to one client prefix and to everybody: the defaults are the core's own. 0 would
+/// silence path MTU discovery, and with it black-hole sessions.
 pub(super) const EMITTED: RangeInclusive<u32> = 1..=1_000_000;
-/// Fragmented datagrams followed at once; each takes a slot of the pool for its lifetime of
-/// seconds.
-pub(super) const DEFAULT_FRAGMENTED_DATAGRAMS: u32 = 4096;
-/// The pool is allocated at start; beyond 2^20 it is larger than the flow table.
-pub(super) const FRAGMENTED_DATAGRAMS: RangeInclusive<u32> = 16..=1 << 20;

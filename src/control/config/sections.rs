@@ -8,6 +8,7 @@ use super::types::{
     Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Timeouts, Tunnel,
     TunnelKind,
 };
+use crate::dataplane::rate_limit::RateLimits;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -202,22 +203,19 @@ pub(super) fn timeouts(table: Option<Table<'_>>, base: &Timeouts) -> Timeouts {
 }
 
 fn limits(table: Option<Table<'_>>) -> Limits {
-    let mut per_client = limits::DEFAULT_EMITTED_PER_CLIENT;
-    let mut total = limits::DEFAULT_EMITTED_TOTAL;
-    let mut datagrams = limits::DEFAULT_FRAGMENTED_DATAGRAMS;
-    if let Some(mut t) = table {
-        let why = "packets a second; 0 would silence path MTU discovery";
-        let pool = "the pool is allocated at start";
-        for (key, field, range, why) in [
-            ("emitted_per_client", &mut per_client, limits::EMITTED, why),
-            ("emitted_total", &mut total, limits::EMITTED, why),
-            ("fragmented_datagrams", &mut datagrams, limits::FRAGMENTED_DATAGRAMS, pool),
-        ] {
-            *field = t.integer(key, &range, why).unwrap_or(*field);
-        }
-        t.finish();
+    let core = RateLimits::default();
+    let mut limits =
+        Limits { emitted_per_client: core.client.per_second, emitted_total: core.total.per_second };
+    let Some(mut t) = table else { return limits };
+    let why = "packets a second; 0 would silence path MTU discovery";
+    for (key, field) in [
+        ("emitted_per_client", &mut limits.emitted_per_client),
+        ("emitted_total", &mut limits.emitted_total),
+    ] {
+        *field = t.integer(key, &limits::EMITTED, why).unwrap_or(*field);
     }
-    Limits { emitted_per_client: per_client, emitted_total: total, fragmented_datagrams: datagrams }
+    t.finish();
+    limits
 }
 
 /// A device name. The kernel takes more (`dev_valid_name`), but nobody uses it, and these may be

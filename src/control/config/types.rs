@@ -141,8 +141,6 @@ pub struct Limits {
     pub emitted_per_client: u32,
     /// Packets of its own per second to everybody.
     pub emitted_total: u32,
-    /// Fragmented datagrams followed at once.
-    pub fragmented_datagrams: u32,
 }
 
 /// A virtual service.

@@ -3,7 +3,6 @@
 use super::{Netlink, NetlinkError};
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
-use rtnetlink::LinkUnspec;
 
 /// A device as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,26 +39,6 @@ impl Netlink {
     pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
         let answer = self.handle.link().get().match_index(index).execute().try_next().await;
         found(answer, || format!("cannot look up the device with index {index}"))
-    }
-
-    /// Sets MTU and queue length of a device and takes it up.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub async fn set_up_link(
-        &self,
-        index: u32,
-        mtu: u32,
-        queue_length: u32,
-    ) -> Result<(), NetlinkError> {
-        let message = LinkUnspec::new_with_index(index)
-            .mtu(mtu)
-            .append_extra_attribute(LinkAttribute::TxQueueLen(queue_length))
-            .up()
-            .build();
-        self.handle.link().set(message).execute().await.map_err(|error| {
-            NetlinkError::request(format!("cannot set the MTU of device {index} to {mtu}"), error)
-        })
     }
 }
 

@@ -1,0 +1,347 @@
+//! Commands that show a running director: `list`, `connections`, `drops`, `capture`.
+
+use super::output::{self, TextTable};
+use super::{CommandError, Global, Outcome, converse};
+use crate::control::admin::api::{
+    ConnectionView, Connections, Drops, RealView, ServiceView, Services, Status,
+};
+use crate::control::admin::client::ClientError;
+use crate::control::admin::query::Query;
+use clap::{Args, ValueEnum};
+use http_body_util::BodyExt;
+use hyper::Method;
+use serde::Serialize;
+use std::fs::File;
+use std::io::Write;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+/// `adit list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Show traffic instead of weights.
+    #[arg(long)]
+    pub stats: bool,
+    /// This service alone.
+    #[arg(value_name = "SERVICE")]
+    pub service: Option<String>,
+}
+
+/// `adit connections`.
+#[derive(Debug, Args)]
+pub struct ConnectionsArgs {
+    /// Of this service.
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    /// Of this client.
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<IpAddr>,
+    /// To this real server.
+    #[arg(long, value_name = "ADDRESS")]
+    pub real: Option<IpAddr>,
+    /// How many to show at most.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    pub limit: usize,
+}
+
+/// `adit drops`.
+#[derive(Debug, Args)]
+pub struct DropsArgs {
+    /// Show reasons that never happened too.
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `adit capture`.
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// File to write; `-` for standard output, as in `adit capture -w - | tcpdump -nr -`.
+    #[arg(short, long, value_name = "FILE", default_value = "-")]
+    pub write: PathBuf,
+    /// Stop after so many packets.
+    #[arg(short, long, value_name = "N")]
+    pub count: Option<u64>,
+    /// Stop after so many seconds.
+    #[arg(long, value_name = "S")]
+    pub seconds: Option<u64>,
+    /// One side of the tunnel only.
+    #[arg(long, value_enum)]
+    pub side: Option<Side>,
+}
+
+/// A side of the tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Side {
+    /// As packets come from clients.
+    Inner,
+    /// As they leave for real servers.
+    Outer,
+}
+
+#[derive(Serialize)]
+struct Listing {
+    status: Status,
+    services: Vec<ServiceView>,
+}
+
+pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandError> {
+    let (status, mut services) = converse(global, |client| async move {
+        let status: Status = client.ask(Method::GET, "/v1/status").await?;
+        let Services { services } = client.ask(Method::GET, "/v1/services").await?;
+        Ok((status, services))
+    })?;
+    if let Some(name) = &args.service {
+        services.retain(|s| s.name == *name);
+        if services.is_empty() {
+            output::error(&format!("there is no service {name}"));
+            return Ok(Outcome::Refused);
+        }
+    }
+    if global.json {
+        output::json(&Listing { status, services });
+        return Ok(Outcome::Fine);
+    }
+    output::line(&format!(
+        "Adit {} on {} ({} engine: {}), up {}",
+        status.version,
+        status.interface,
+        status.engine,
+        status.engine_reason,
+        humantime::format_duration(std::time::Duration::from_secs(status.uptime_seconds)),
+    ));
+    output::line(&format!(
+        "config {}  services {}  hash key {}  connections {}+{} of {}",
+        status.config_hash,
+        status.services_hash,
+        status.key_fingerprint,
+        status.active,
+        status.inactive,
+        status.max_connections,
+    ));
+    for warning in &status.warnings {
+        output::line(&format!("{}: {}", warning.severity, warning.message));
+    }
+    let table = if args.stats { stats_table(&services) } else { service_table(&services) };
+    output::raw(table.as_bytes());
+    if !args.stats {
+        output::line("");
+        output::raw(path_table(&services).as_bytes());
+    }
+    Ok(Outcome::Fine)
+}
+
+fn endpoint(address: IpAddr, port: &str) -> String {
+    match address {
+        IpAddr::V4(v4) => format!("{v4}:{port}"),
+        IpAddr::V6(v6) => format!("[{v6}]:{port}"),
+    }
+}
+
+/// The line of a service, as ipvsadm shows it, with its name behind.
+fn service_line(service: &ServiceView) -> String {
+    let mut flags = String::new();
+    if let Some(seconds) = service.persistence_seconds {
+        flags = format!(" persistent {seconds}");
+    }
+    if !service.configured {
+        flags.push_str(" (removed)");
+    }
+    let name = if service.name.is_empty() { "?" } else { &service.name };
+    format!(
+        "{}  {} {}{flags}  [{name}]",
+        service.protocol.to_uppercase(),
+        endpoint(service.vip, &service.ports),
+        service.scheduler,
+    )
+}
+
+/// Real servers listen on the VIP's port: the tunnel changes no ports.
+fn real_endpoint(service: &ServiceView, real: &RealView) -> String {
+    let port = if service.ports.parse::<u16>().is_ok() { service.ports.as_str() } else { "0" };
+    endpoint(real.address, port)
+}
+
+/// The table under each service is laid out once for all, so that columns line up.
+fn under_services(
+    services: &[ServiceView],
+    head: &[&str],
+    row: impl Fn(&ServiceView, &RealView) -> Vec<String>,
+) -> String {
+    let mut table = TextTable::new(head);
+    for service in services {
+        for real in &service.reals {
+            table.row(row(service, real));
+        }
+    }
+    let text = table.render();
+    let mut lines = text.lines();
+    let mut out = String::from("Prot LocalAddress:Port Scheduler Flags\n");
+    out.push_str(&format!("  -> {}\n", lines.next().unwrap_or_default()));
+    for service in services {
+        out.push_str(&service_line(service));
+        out.push('\n');
+        for line in lines.by_ref().take(service.reals.len()) {
+            out.push_str(&format!("  -> {line}\n"));
+        }
+    }
+    out
+}
+
+fn service_table(services: &[ServiceView]) -> String {
+    let head = ["RemoteAddress:Port", "Forward", ">Weight", ">ActiveConn", ">InActConn", "State"];
+    under_services(services, &head, |service, real| {
+        vec![
+            real_endpoint(service, real),
+            "Tunnel".to_owned(),
+            real.weight.to_string(),
+            real.counters.active.to_string(),
+            real.counters.inactive.to_string(),
+            real.state.clone(),
+        ]
+    })
+}
+
+fn stats_table(services: &[ServiceView]) -> String {
+    let head = ["RemoteAddress:Port", ">Conns", ">InPkts", ">InBytes", "State"];
+    under_services(services, &head, |service, real| {
+        vec![
+            real_endpoint(service, real),
+            real.counters.connections.to_string(),
+            real.counters.packets.to_string(),
+            real.counters.bytes.to_string(),
+            real.state.clone(),
+        ]
+    })
+}
+
+fn path_table(services: &[ServiceView]) -> String {
+    let mut reals: Vec<&RealView> = services.iter().flat_map(|s| &s.reals).collect();
+    reals.sort_by_key(|r| r.address);
+    reals.dedup_by_key(|r| r.address);
+    let mut table =
+        TextTable::new(&["Real server", "Source", "By", "Next hop", ">MTU", ">PMTU", "Egress"]);
+    let address = |a: Option<IpAddr>| a.map_or_else(|| "-".to_owned(), |a| a.to_string());
+    for real in reals {
+        table.row([
+            real.address.to_string(),
+            address(real.source),
+            real.interface.clone().unwrap_or_else(|| "-".to_owned()),
+            address(real.next_hop),
+            real.link_mtu.to_string(),
+            real.path_mtu.to_string(),
+            real.egress.clone(),
+        ]);
+    }
+    table.render()
+}
+
+pub(super) fn connections(
+    args: &ConnectionsArgs,
+    global: &Global,
+) -> Result<Outcome, CommandError> {
+    let limit = args.limit;
+    let client_address = args.client.map(|a| a.to_string());
+    let real = args.real.map(|a| a.to_string());
+    let service = args.service.clone();
+    let (found, more) = converse(global, |client| async move {
+        let mut found: Vec<ConnectionView> = Vec::new();
+        let mut cursor = Some(0);
+        while let Some(at) = cursor {
+            if found.len() >= limit {
+                return Ok((found, true));
+            }
+            let (at, rest) = (at.to_string(), (limit - found.len()).to_string());
+            let mut parameters = vec![("cursor", at.as_str()), ("limit", rest.as_str())];
+            for (key, value) in
+                [("service", &service), ("client", &client_address), ("real", &real)]
+            {
+                parameters.extend(value.as_deref().map(|value| (key, value)));
+            }
+            let target = format!("/v1/connections{}", Query::write(&parameters));
+            let page: Connections = client.ask(Method::GET, &target).await?;
+            found.extend(page.connections);
+            cursor = page.next;
+        }
+        Ok((found, false))
+    })?;
+    if global.json {
+        output::json(&found);
+        return Ok(Outcome::Fine);
+    }
+    let head = ["Pro", "Client", "Virtual", "Real server", "State", ">Idle", ">Expire", "Service"];
+    let mut table = TextTable::new(&head);
+    for c in &found {
+        let dash = || "-".to_owned();
+        table.row([
+            c.protocol.to_uppercase(),
+            SocketAddr::new(c.client, c.client_port).to_string(),
+            SocketAddr::new(c.vip, c.vip_port).to_string(),
+            c.real.map_or_else(dash, |a| a.to_string()),
+            c.state.clone(),
+            format!("{}s", c.idle_seconds),
+            format!("{}s", c.expires_seconds),
+            c.service.clone().unwrap_or_else(dash),
+        ]);
+    }
+    output::raw(table.render().as_bytes());
+    if more {
+        output::line(&format!("… the first {limit}; --limit shows more"));
+    }
+    Ok(Outcome::Fine)
+}
+
+pub(super) fn drops(args: &DropsArgs, global: &Global) -> Result<Outcome, CommandError> {
+    let Drops { mut drops } =
+        converse(global, |client| async move { client.ask(Method::GET, "/v1/drops").await })?;
+    if !args.all {
+        drops.retain(|d| d.count > 0);
+    }
+    if global.json {
+        output::json(&drops);
+        return Ok(Outcome::Fine);
+    }
+    if drops.is_empty() {
+        output::line("no packet was dropped");
+        return Ok(Outcome::Fine);
+    }
+    let mut table = TextTable::new(&[">Packets", "Reason", "Meaning"]);
+    drops.sort_by_key(|d| std::cmp::Reverse(d.count));
+    for d in drops {
+        table.row([d.count.to_string(), d.reason, d.meaning]);
+    }
+    output::raw(table.render().as_bytes());
+    Ok(Outcome::Fine)
+}
+
+pub(super) fn capture(args: &CaptureArgs, global: &Global) -> Result<Outcome, CommandError> {
+    let to_stdout = args.write.as_os_str() == "-";
+    let write_error =
+        |source| CommandError::Write { what: args.write.display().to_string(), source };
+    let mut file =
+        if to_stdout { None } else { Some(File::create(&args.write).map_err(write_error)?) };
+    let (count, seconds) = (args.count.map(|n| n.to_string()), args.seconds.map(|n| n.to_string()));
+    let side = args.side.map(|side| match side {
+        Side::Inner => "inner",
+        Side::Outer => "outer",
+    });
+    let mut parameters = Vec::new();
+    parameters.extend(count.as_deref().map(|n| ("count", n)));
+    parameters.extend(seconds.as_deref().map(|n| ("seconds", n)));
+    parameters.extend(side.map(|side| ("side", side)));
+    let target = format!("/v1/capture{}", Query::write(&parameters));
+    let broken = global.socket_path();
+    converse(global, |client| async move {
+        let mut body = client.stream(&target).await?;
+        while let Some(frame) = body.frame().await {
+            let lost = |reason: String| ClientError::Broken { path: broken.clone(), reason };
+            let frame = frame.map_err(|error| lost(error.to_string()))?;
+            let Ok(bytes) = frame.into_data() else { continue };
+            match &mut file {
+                Some(file) => file.write_all(&bytes).map_err(|error| lost(error.to_string()))?,
+                None => output::raw(&bytes),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(Outcome::Fine)
+}

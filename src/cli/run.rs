@@ -1,0 +1,30 @@
+//! `adit run`: the director in the foreground.
+
+use super::{CommandError, Global, Outcome, check, load_config, logging, output};
+use crate::control::{daemon, runtime};
+use clap::Args;
+
+/// `adit run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// What is logged: error, warn, info, debug, or a filter by module.
+    #[arg(long, value_name = "LEVEL", env = "ADIT_LOG", default_value = "info")]
+    pub log: String,
+}
+
+pub(super) fn run(args: &RunArgs, global: &Global) -> Result<Outcome, CommandError> {
+    if let Err(refused) = logging::start(&args.log) {
+        output::error(&refused);
+        return Ok(Outcome::Refused);
+    }
+    let config = match load_config(&global.config) {
+        Ok(config) => config,
+        Err(CommandError::Config(errors)) => {
+            check::show_errors(&errors, global);
+            return Ok(Outcome::Refused);
+        }
+        Err(other) => return Err(other),
+    };
+    runtime::block_on(daemon::run(global.config.clone(), config))?.map_err(Box::new)?;
+    Ok(Outcome::Fine)
+}

@@ -1,0 +1,239 @@
+//! The director's end of the admin socket.
+
+use super::api::ErrorBody;
+use super::capture::{self, CaptureBody};
+use super::query::{Query, QueryError};
+use crate::control::daemon::{ConnectionFilter, Daemon, PAGE, ReloadRequest};
+use crate::control::explain::Question;
+use crate::control::runtime;
+use crate::dataplane::service::Protocol;
+use http_body_util::{Either, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::CONTENT_TYPE;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+/// Conversations at a time: operators and a metrics reader, not the world. Others wait.
+const CONVERSATIONS: usize = 32;
+/// How long a client may take to send its request's head.
+const HEAD_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why the socket is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {path}: {source}")]
+pub struct ListenError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// The listening socket; it is closed, and its file removed, when this is dropped.
+pub struct Listening {
+    path: PathBuf,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.task.abort();
+        // A file that is gone already is what was wanted.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+type Body = Either<Full<Bytes>, CaptureBody>;
+
+/// A request that is not carried out.
+pub(super) struct Refusal {
+    status: StatusCode,
+    body: ErrorBody,
+}
+
+impl Refusal {
+    pub(super) fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        let body = ErrorBody { error: error.into(), problems: Vec::new(), drawn: String::new() };
+        Refusal { status, body }
+    }
+}
+
+impl From<QueryError> for Refusal {
+    fn from(error: QueryError) -> Self {
+        Refusal::new(StatusCode::BAD_REQUEST, error.to_string())
+    }
+}
+
+/// Listens on the configured socket. Only root can connect.
+///
+/// # Errors
+/// When another process listens there, or the directory does not let us.
+pub fn listen(daemon: Rc<Daemon>) -> Result<Listening, ListenError> {
+    let path = daemon.socket_path();
+    let listener = bind(&path).map_err(|source| ListenError { path: path.clone(), source })?;
+    let task = runtime::spawn(accept(listener, daemon));
+    Ok(Listening { path, task })
+}
+
+fn bind(path: &Path) -> io::Result<UnixListener> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => return Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
+        // What a killed director left behind.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path)?;
+        }
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+async fn accept(listener: UnixListener, daemon: Rc<Daemon>) {
+    let room = Arc::new(Semaphore::new(CONVERSATIONS));
+    loop {
+        // The semaphore is never closed.
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let daemon = Rc::clone(&daemon);
+                runtime::spawn(async move {
+                    converse(stream, daemon).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "admin socket");
+                // Out of descriptors, most likely: others must close theirs first.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: UnixStream, daemon: Rc<Daemon>) {
+    let service = service_fn(move |request| {
+        let daemon = Rc::clone(&daemon);
+        async move { Ok::<_, Infallible>(answer(request, &daemon).await) }
+    });
+    let conversation = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = conversation.await {
+        tracing::debug!(%error, "admin conversation");
+    }
+}
+
+async fn answer(request: Request<Incoming>, daemon: &Rc<Daemon>) -> Response<Body> {
+    match route(&request, daemon).await {
+        Ok(response) => response,
+        Err(refusal) => json(refusal.status, &refusal.body),
+    }
+}
+
+async fn route(
+    request: &Request<Incoming>,
+    daemon: &Rc<Daemon>,
+) -> Result<Response<Body>, Refusal> {
+    let query = request.uri().query().unwrap_or_default();
+    let path = request.uri().path();
+    let method = if path == "/v1/reload" { Method::POST } else { Method::GET };
+    if *request.method() != method {
+        let said = format!("{path} takes {method}");
+        return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, said));
+    }
+    let ok = StatusCode::OK;
+    match path {
+        "/v1/status" => Query::parse(query, &[]).map(|_| json(ok, &daemon.status())),
+        "/v1/services" => Query::parse(query, &[]).map(|_| json(ok, &daemon.services())),
+        "/v1/drops" => Query::parse(query, &[]).map(|_| json(ok, &daemon.drops())),
+        "/v1/connections" => {
+            connection_filter(query).map(|filter| json(ok, &daemon.connections(&filter)))
+        }
+        "/v1/explain" => question(query).map(|question| json(ok, &daemon.explain(&question))),
+        "/v1/reload" => return reload(query, daemon).await,
+        "/v1/capture" => return capture::start(query, daemon).map(stream),
+        _ => {
+            let said = format!("there is no {path}; see docs/admin-api.md");
+            return Err(Refusal::new(StatusCode::NOT_FOUND, said));
+        }
+    }
+    .map_err(Refusal::from)
+}
+
+fn connection_filter(query: &str) -> Result<ConnectionFilter, QueryError> {
+    let query = Query::parse(query, &["service", "client", "real", "cursor", "limit"])?;
+    Ok(ConnectionFilter {
+        service: query.get("service", "a name")?,
+        client: query.get("client", "an address")?,
+        real: query.get("real", "an address")?,
+        cursor: query.get("cursor", "a number")?.unwrap_or(0),
+        limit: query.get("limit", "a number")?.unwrap_or(PAGE),
+    })
+}
+
+fn question(query: &str) -> Result<Question, QueryError> {
+    let query = Query::parse(query, &["client", "vip", "protocol"])?;
+    let right = "an address and a port, such as 192.0.2.1:5432 or [2001:db8::1]:5432";
+    let missing = |key: &str| QueryError(format!("`{key}` is missing: {right}"));
+    let protocol: Option<String> = query.get("protocol", "tcp or udp")?;
+    Ok(Question {
+        client: query.get("client", right)?.ok_or_else(|| missing("client"))?,
+        vip: query.get("vip", right)?.ok_or_else(|| missing("vip"))?,
+        protocol: match protocol.as_deref() {
+            None | Some("tcp") => Protocol::Tcp,
+            Some("udp") => Protocol::Udp,
+            Some(other) => {
+                return Err(QueryError(format!("`protocol` = `{other}` is not tcp or udp")));
+            }
+        },
+    })
+}
+
+async fn reload(query: &str, daemon: &Daemon) -> Result<Response<Body>, Refusal> {
+    let query = Query::parse(query, &["dry_run", "now"])?;
+    let request = ReloadRequest { dry_run: query.flag("dry_run")?, now: query.flag("now")? };
+    match daemon.reload(request).await {
+        Ok(reloaded) => Ok(json(StatusCode::OK, &reloaded)),
+        Err(error) => {
+            let (drawn, problems) = error.drawn().unwrap_or_default();
+            let body = ErrorBody { error: error.to_string(), problems, drawn };
+            Err(Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, body })
+        }
+    }
+}
+
+fn stream(body: CaptureBody) -> Response<Body> {
+    let mut response = Response::new(Either::Right(body));
+    let kind = hyper::header::HeaderValue::from_static("application/vnd.tcpdump.pcap");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Body> {
+    let (status, mut text) = match serde_json::to_vec_pretty(value) {
+        Ok(text) => (status, text),
+        // All views have string keys; should one ever not, the client sees it.
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string().into_bytes()),
+    };
+    text.push(b'\n');
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(text))));
+    *response.status_mut() = status;
+    let kind = hyper::header::HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}

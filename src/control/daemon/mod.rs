@@ -1,0 +1,255 @@
+//! The director as a process: everything that `adit run` keeps going beside the worker.
+//!
+//! One thread, one runtime. The worker is told of the world by snapshots and never waits for
+//! anything here; when it ends for whatever reason, so does the process, with an error.
+
+mod start;
+mod state;
+mod update;
+mod views;
+
+pub use start::StartError;
+pub use update::{ReloadError, ReloadRequest};
+pub use views::{ConnectionFilter, PAGE};
+
+use super::admin::server;
+use super::build::PathTarget;
+use super::config::{Config, LoadedKey};
+use super::finding::Finding;
+use super::firewall;
+use super::netlink::watch::{HostChange, HostWatch};
+use super::netlink::{Netlink, NetlinkError};
+use super::runtime;
+use crate::dataplane::conntrack::Slot;
+use crate::dataplane::counters::Counters;
+use crate::dataplane::time::Time;
+use crate::dataplane::verdict::EgressId;
+use crate::io::{Choice, EngineError, IoCounters, StateDirectory, Tap, clock};
+use crate::worker::capture::CaptureControl;
+use crate::worker::link::ControlEnd;
+use state::State;
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+/// How often events of the worker are taken and timers looked at. The worker's event queue holds
+/// what comes in between.
+const TICK: Duration = Duration::from_millis(100);
+/// Changes on the host come in bursts (a link that goes down changes many routes); they are looked
+/// at together.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How often the host is looked at even when nothing was heard: news can be lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// A worker says that it lives every 50 ms. After this long it is stuck.
+const WORKER_SILENT: Duration = Duration::from_secs(5);
+/// How long the worker may take to end what is in flight.
+const WORKER_ENDS: Duration = Duration::from_secs(5);
+
+/// Why a director ended that should not have.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The packet loop ended.
+    #[error("the worker ended: {0}")]
+    Worker(String),
+    /// The host cannot be watched any more.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// Signals cannot be received.
+    #[error("cannot receive signals: {0}")]
+    Signals(std::io::Error),
+}
+
+/// A running director.
+pub struct Daemon {
+    /// The file it was started with, read again on reload.
+    config_path: PathBuf,
+    key: LoadedKey,
+    netlink: Netlink,
+    tap: Tap,
+    engine: Choice,
+    counters: Arc<Counters>,
+    worker: ControlEnd,
+    capture: CaptureControl,
+    flows: &'static [Slot],
+    adopted: u64,
+    started: Time,
+    /// Findings about the host at start.
+    findings: Vec<Finding>,
+    state: RefCell<State>,
+    /// Held while the world is changed: a change looks at the host and must not meet another.
+    changing: tokio::sync::Mutex<()>,
+    /// Locked until the process ends.
+    _state_directory: StateDirectory,
+}
+
+/// What the start hands over besides the daemon.
+struct Started {
+    daemon: Rc<Daemon>,
+    thread: std::thread::JoinHandle<()>,
+    ended: oneshot::Receiver<Result<IoCounters, EngineError>>,
+    watch: HostWatch,
+}
+
+/// Runs a director until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, or ends without having been told to.
+pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError> {
+    let signals = Signals::listen().map_err(DaemonError::Signals)?;
+    let started = start::start(config_path, config).await?;
+    let daemon = Rc::clone(&started.daemon);
+    let admin = server::listen(Rc::clone(&daemon)).map_err(StartError::Admin)?;
+    notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(pid = std::process::id(), "ready");
+    let Started { daemon, thread, mut ended, watch } = started;
+    let result = serve(&daemon, signals, &mut ended, watch).await;
+    notify(&[sd_notify::NotifyState::Stopping]);
+    drop(admin);
+    stop(&daemon, ended, thread).await;
+    result
+}
+
+/// The signals a director obeys.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Signals {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Obeys signals, hears of the host and the worker, until one of them ends it.
+async fn serve(
+    daemon: &Rc<Daemon>,
+    mut signals: Signals,
+    ended: &mut oneshot::Receiver<Result<IoCounters, EngineError>>,
+    mut watch: HostWatch,
+) -> Result<(), DaemonError> {
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // At once: next hops are to be resolved, and what changed during the start is to be seen.
+    let mut look = tokio::time::Instant::now();
+    loop {
+        tokio::select! {
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.hangup.recv() => {
+                runtime::spawn(reload_by_signal(Rc::clone(daemon)));
+            }
+            end = &mut *ended => return Err(DaemonError::Worker(how_it_ended(end))),
+            change = watch.changed() => {
+                if daemon.concerns(change?) {
+                    look = look.min(tokio::time::Instant::now() + SETTLE);
+                }
+            }
+            () = tokio::time::sleep_until(look) => {
+                look = tokio::time::Instant::now() + LOOK_AGAIN;
+                if let Err(error) = daemon.look_again().await {
+                    tracing::error!(%error, "cannot look at the host; the last look stays in force");
+                }
+            }
+            _ = tick.tick() => {
+                daemon.tick().await;
+                let silence = daemon.worker.silence(now());
+                if silence > WORKER_SILENT {
+                    return Err(DaemonError::Worker(format!("it is stuck since {silence:?}")));
+                }
+            }
+        }
+    }
+}
+
+fn how_it_ended(end: Result<Result<IoCounters, EngineError>, oneshot::error::RecvError>) -> String {
+    match end {
+        Ok(Ok(_)) => "without having been told to".to_owned(),
+        Ok(Err(error)) => error.to_string(),
+        // The thread is gone without a word: it has panicked.
+        Err(_) => "it panicked".to_owned(),
+    }
+}
+
+async fn reload_by_signal(daemon: Rc<Daemon>) {
+    let monotonic = sd_notify::NotifyState::monotonic_usec_now().ok();
+    let mut states = vec![sd_notify::NotifyState::Reloading];
+    states.extend(monotonic);
+    notify(&states);
+    match daemon.reload(update::ReloadRequest::default()).await {
+        Ok(done) => tracing::info!(changes = done.changes.len(), hash = done.new_hash, "reloaded"),
+        Err(error) => tracing::error!("reload refused, the old configuration stays: {error}"),
+    }
+    notify(&[sd_notify::NotifyState::Ready]);
+}
+
+/// Takes back what was put on the host. What cannot be taken back is said and left.
+async fn stop(
+    daemon: &Daemon,
+    ended: oneshot::Receiver<Result<IoCounters, EngineError>>,
+    thread: std::thread::JoinHandle<()>,
+) {
+    tracing::info!("stopping");
+    daemon.leave_host().await;
+    daemon.worker.stop();
+    if tokio::time::timeout(WORKER_ENDS, ended).await.is_err() {
+        tracing::error!("the worker does not end; leaving it");
+        return;
+    }
+    // It has said that it ended, so this does not wait.
+    if thread.join().is_err() {
+        tracing::error!("the worker panicked");
+    }
+    if let Err(error) = firewall::remove(daemon.tap.name()) {
+        tracing::warn!("{error}");
+    }
+}
+
+/// Tells systemd. Where nobody listens there is nobody to miss it.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        tracing::warn!(%error, "cannot tell systemd");
+    }
+}
+
+/// The time the core works with.
+pub(in crate::control) fn now() -> Time {
+    Time(clock::boottime_ns())
+}
+
+impl Daemon {
+    /// Where the admin interface listens.
+    pub(in crate::control) fn socket_path(&self) -> PathBuf {
+        self.state.borrow().config.director.socket.clone()
+    }
+
+    /// What `adit capture` reads.
+    pub(in crate::control) fn capture(&self) -> &CaptureControl {
+        &self.capture
+    }
+
+    /// Whether what goes out on a path are frames, not packets.
+    pub(in crate::control) fn is_direct(&self, path: EgressId) -> bool {
+        matches!(self.state.borrow().paths.target(path), Some(PathTarget::Direct { .. }))
+    }
+
+    /// Whether a change on the host can change the way to a real server.
+    fn concerns(&self, change: HostChange) -> bool {
+        match change {
+            HostChange::Neighbour(key) => self.state.borrow().survey.next_hops.contains(&key),
+            HostChange::Other => true,
+        }
+    }
+}

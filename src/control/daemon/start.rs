@@ -1,0 +1,351 @@
+//! From nothing to a director that forwards: each step in the order in which it is safe.
+//!
+//! The TAP and the worker come first, routes and firewall rules last, so that no packet is led
+//! here before somebody takes it.
+
+use super::state::State;
+use super::{Daemon, Started, now};
+use crate::control::build::{BuildError, CookieRoot, PathTarget, World};
+use crate::control::config::{Announce, Config, HashKeyError, IoEngine, LoadedKey, config_hash};
+use crate::control::destinations::DESTINATION_CAPACITY;
+use crate::control::egress_paths::EgressPaths;
+use crate::control::finding::{Finding, Severity};
+use crate::control::flow_region::{FlowRegion, FlowRegionError, PERSISTENCE_CAPACITY};
+use crate::control::host;
+use crate::control::netlink::egress::FixedSources;
+use crate::control::netlink::links::Link;
+use crate::control::netlink::watch::HostWatch;
+use crate::control::netlink::{Netlink, NetlinkError};
+use crate::dataplane::conntrack::{AdoptionReport, FlowTable, Slot};
+use crate::dataplane::counters::Counters;
+use crate::dataplane::director::{Director, Parts};
+use crate::dataplane::fragments::Fragments;
+use crate::dataplane::path_mtu::PathMtus;
+use crate::dataplane::persistence::PersistenceTable;
+use crate::dataplane::rate_limit::{Rate, RateLimiter, RateLimits};
+use crate::dataplane::region::{Geometry, REAL_CAPACITY};
+use crate::dataplane::snapshot::Snapshot;
+use crate::io::{
+    self, EgressTarget, Engine, EngineConfig, EngineError, Errno, IoPreference, MAX_EGRESS,
+    NeighbourSockets, OpenEgress, OuterErrorSockets, PacketSocketError, Tap, TapConfig, TapError,
+    Waker,
+};
+use crate::worker::{self, Worker, capture, link};
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How long one epoch of the cookies in outer ids lasts. Errors about a packet arrive within
+/// seconds; a guesser has this long to try 65 536 values, of which 16 a minute are looked at.
+pub(super) const COOKIE_EPOCH: Duration = Duration::from_secs(3600);
+
+/// Why a director did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The hash key.
+    #[error(transparent)]
+    Key(#[from] HashKeyError),
+    /// The kernel does not answer.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// There is no such interface.
+    #[error("there is no interface {0}; set `interface` to the one that faces the clients")]
+    NoInterface(String),
+    /// The interface cannot carry announcements.
+    #[error("the interface {0} is not Ethernet, so there is no ARP on it: set announce = \"none\"")]
+    NotEthernet(String),
+    /// The TAP.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// The flow region.
+    #[error(transparent)]
+    Region(#[from] FlowRegionError),
+    /// The configuration does not fit.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The packet loop.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A receive socket.
+    #[error(transparent)]
+    Sockets(#[from] PacketSocketError),
+    /// An eventfd.
+    #[error("cannot make an eventfd: {0}")]
+    Waker(Errno),
+    /// No randomness.
+    #[error("the kernel gives no random bytes: {0}")]
+    Random(getrandom::Error),
+    /// The worker's thread.
+    #[error("cannot start the worker's thread: {0}")]
+    Thread(std::io::Error),
+    /// The admin socket.
+    #[error(transparent)]
+    Admin(#[from] crate::control::admin::server::ListenError),
+    /// Routes, firewall, announcements.
+    #[error("{0}")]
+    Host(String),
+}
+
+/// Starts a director.
+pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Started, StartError> {
+    let key = LoadedKey::load(config.director.hash_key_file.as_deref())?;
+    let findings = host_findings(&config).await?;
+    let netlink = Netlink::open()?;
+    // Listen before the first look, so that no change falls in between.
+    let watch = HostWatch::open()?;
+    let client = client_interface(&netlink, &config).await?;
+    let tap = open_tap(&config, &client)?;
+    let choice = io::choose(preference(config.director.io), &tap)?;
+    tracing::info!(engine = %choice.engine, reason = choice.reason, "io engine chosen");
+
+    let geometry = Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY);
+    let mut region = FlowRegion::open(&config.director.state_dir, &geometry)?;
+    let counters = Arc::new(Counters::new(DESTINATION_CAPACITY));
+    let cookies =
+        CookieRoot { secret: region.info.origin.cookie_secret, epoch: region.info.cookie_epoch };
+    let mut world = World::new(region.reals, region.vips, key.key);
+    world.enter(&config, &counters.destinations)?;
+    let (flows, report) =
+        adopt_flows(region.flows, region.before.as_ref(), &mut world, &config, &counters)?;
+    log_adoption(region.origin, &report);
+    let mut persistence = {
+        let known = |real| world.reals.get(real).is_some();
+        PersistenceTable::adopt(region.persistence, seed()?, now(), known).0
+    };
+    if let Some(before) = &region.before {
+        persistence.import(before.persistence, now(), |real| world.reals.get(real).is_some());
+    }
+
+    let answers = config.director.announce == Announce::Arp;
+    let client_mac = client.mac.filter(|_| answers);
+    let mut state = State {
+        survey: netlink.survey(&world.real_addresses(&config), sources(&config)).await?,
+        world,
+        paths: EgressPaths::new(MAX_EGRESS),
+        snapshot: Arc::new(Snapshot::default()),
+        persistence,
+        header: region.header,
+        cookies,
+        next_epoch: now() + COOKIE_EPOCH,
+        path_mtus: HashMap::new(),
+        vips: BTreeSet::new(),
+        kept: HashMap::new(),
+        groups: None,
+        draining: HashMap::new(),
+        next_drain_look: now(),
+        client_mac,
+        client_index: client.index,
+        config,
+    };
+    // All flows and ids are in: from now on a successor finds this file.
+    region.placement.publish().map_err(FlowRegionError::from)?;
+
+    let waker = Waker::new().map_err(StartError::Waker)?;
+    let mut engine = EngineConfig::new(choice.engine, waker.clone());
+    if answers {
+        engine.neighbours.push(NeighbourSockets::open(client.index)?);
+    }
+    engine.outer_errors = Some(OuterErrorSockets::open()?);
+    let engine = Engine::build(&tap, engine)?;
+
+    let (control_end, worker_end) = link::link(waker);
+    let (capture, capture_tap) = capture::capture();
+    let parts = Parts {
+        flows,
+        fragments: Fragments::new(usize::try_from(tap.mtu()).unwrap_or(usize::MAX), seed()?),
+        path_mtus: PathMtus::new(REAL_CAPACITY as usize),
+        emit_limits: RateLimiter::new(&rate_limits(&state.config), seed()?),
+        persistence: state.persistence.index(),
+        counters: Arc::clone(&counters),
+    };
+    let update = super::update::plan(&mut state, key.key, &tap, &counters)?;
+    let client_egress = update.client_egress;
+    state.snapshot = Arc::clone(&update.update.snapshot);
+    let worker = Worker::new(
+        Director::new(parts),
+        Arc::clone(&state.snapshot),
+        client_egress,
+        worker_end,
+        capture_tap,
+    );
+    // Waits in the queue until the worker's first batch, which precedes its first frame.
+    if control_end.publish(update.update).is_err() {
+        unreachable!("a new queue has room");
+    }
+    let (tell, ended) = oneshot::channel();
+    let thread = worker::spawn(worker, engine, pinned_core(), move |result| {
+        // Nobody listens any more when the process is ending anyway.
+        let _ = tell.send(result);
+    })
+    .map_err(StartError::Thread)?;
+
+    let daemon = Rc::new(Daemon {
+        config_path,
+        key,
+        netlink,
+        tap,
+        engine: choice,
+        counters,
+        worker: control_end,
+        capture,
+        flows: region.flows,
+        adopted: u64::from(report.adopted),
+        started: now(),
+        findings,
+        state: RefCell::new(state),
+        changing: tokio::sync::Mutex::new(()),
+        _state_directory: region.lock,
+    });
+    daemon.enter_host().await.map_err(StartError::Host)?;
+    let hash = config_hash(&daemon.state.borrow().config);
+    tracing::info!(%hash, key = daemon.key.fingerprint(), "forwarding");
+    Ok(Started { daemon, thread, ended, watch })
+}
+
+/// What is wrong with the host, which is said and does not stop the start: an operator may be
+/// about to mend it, and flows that are known must go on.
+async fn host_findings(config: &Config) -> Result<Vec<Finding>, StartError> {
+    let facts = host::observe(config).await?;
+    let findings = host::judge(config, &facts);
+    for finding in &findings {
+        let help = finding.help.replace('\n', "; ");
+        match finding.severity {
+            Severity::Error => tracing::error!(help, "{}", finding.message),
+            Severity::Warning => tracing::warn!(help, "{}", finding.message),
+            Severity::Note => tracing::info!(help, "{}", finding.message),
+        }
+    }
+    Ok(findings)
+}
+
+async fn client_interface(netlink: &Netlink, config: &Config) -> Result<Link, StartError> {
+    let name = &config.director.interface;
+    let link =
+        netlink.link_by_name(name).await?.ok_or_else(|| StartError::NoInterface(name.clone()))?;
+    if config.director.announce == Announce::Arp && link.mac.is_none() {
+        return Err(StartError::NotEthernet(name.clone()));
+    }
+    Ok(link)
+}
+
+fn open_tap(config: &Config, client: &Link) -> Result<Tap, TapError> {
+    Tap::open(&TapConfig {
+        name: config.director.tap.clone(),
+        mtu: config.director.mtu.map_or(client.mtu, u32::from),
+        queue_length: config.director.tap_queue_length,
+    })
+}
+
+pub(super) fn preference(io: IoEngine) -> IoPreference {
+    match io {
+        IoEngine::Auto => IoPreference::Auto,
+        IoEngine::Multishot => IoPreference::Multishot,
+        IoEngine::Poll => IoPreference::Poll,
+    }
+}
+
+/// Takes over the flows of an earlier process, and counts them where `list` looks.
+fn adopt_flows(
+    slots: &'static [Slot],
+    before: Option<&crate::control::flow_region::Before>,
+    world: &mut World<&'static [crate::dataplane::region::Entry]>,
+    config: &Config,
+    counters: &Counters,
+) -> Result<(FlowTable<&'static [Slot]>, AdoptionReport), StartError> {
+    let resolve = |flow: &_| world.adopt_flow(config, flow, &counters.destinations);
+    let (table, report) = match before {
+        None => FlowTable::adopt(slots, seed()?, now(), resolve),
+        Some(before) => {
+            let mut table = FlowTable::new(slots, seed()?);
+            let old = before.flows.iter().copied().flatten();
+            let report = table.reinsert_from(old, now(), resolve, |_| true);
+            (table, report)
+        }
+    };
+    for slot in slots {
+        if let Ok(Some(flow)) = slot.read()
+            && let Some(counters) = counters.destinations.get(flow.destination.index())
+        {
+            let active = flow.progress.class.is_active();
+            if active {
+                counters.active.add(1)
+            } else {
+                counters.inactive.add(1)
+            };
+        }
+    }
+    Ok((table, report))
+}
+
+fn log_adoption(origin: &str, report: &AdoptionReport) {
+    tracing::info!(
+        region = origin,
+        adopted = report.adopted,
+        expired = report.expired,
+        unknown_target = report.unknown_target,
+        "flow table"
+    );
+}
+
+pub(super) fn sources(config: &Config) -> FixedSources {
+    FixedSources { v4: config.tunnel.source_v4, v6: config.tunnel.source_v6 }
+}
+
+fn rate_limits(config: &Config) -> RateLimits {
+    let core = RateLimits::default();
+    // The core's proportions of burst to rate, and of one kind of packet to all.
+    let scaled = |rate: Rate, from: Rate, per_second: u32| {
+        let part = |n: u32| {
+            let scaled = u64::from(n) * u64::from(per_second) / u64::from(from.per_second.max(1));
+            u32::try_from(scaled).unwrap_or(u32::MAX).max(1)
+        };
+        Rate { per_second: part(rate.per_second), burst: part(rate.burst) }
+    };
+    let limits = config.limits;
+    RateLimits {
+        total: scaled(core.total, core.total, limits.emitted_total),
+        kind: scaled(core.kind, core.total, limits.emitted_total),
+        client: scaled(core.client, core.client, limits.emitted_per_client),
+        clients: core.clients,
+    }
+}
+
+/// Random numbers for hash tables that clients must not be able to make collide.
+fn seed() -> Result<[u64; 4], StartError> {
+    let mut seed = [0; 4];
+    for word in &mut seed {
+        *word = getrandom::u64().map_err(StartError::Random)?;
+    }
+    Ok(seed)
+}
+
+/// The last processor this process may use: interrupts and this thread tend to be on the first.
+/// With one there is nothing to choose.
+fn pinned_core() -> Option<usize> {
+    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok()?;
+    let cores: Vec<usize> = (0..nix::sched::CpuSet::count())
+        .filter(|core| allowed.is_set(*core).unwrap_or(false))
+        .collect();
+    cores.last().copied().filter(|_| cores.len() > 1)
+}
+
+/// Opens a path, or says why not: its real servers are without a way until the next look.
+pub(super) fn open_path(target: &PathTarget) -> Option<OpenEgress> {
+    let target = match *target {
+        PathTarget::Direct { interface } => EgressTarget::Direct { interface },
+        PathTarget::Kernel { destination, source } => {
+            EgressTarget::Kernel { destination, source: Some(source) }
+        }
+    };
+    match OpenEgress::open(&target) {
+        Ok(open) => Some(open),
+        Err(error) => {
+            tracing::error!("{error}");
+            None
+        }
+    }
+}

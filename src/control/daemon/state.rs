@@ -1,0 +1,73 @@
+//! What changes while a director runs.
+
+use super::super::build::{CookieRoot, PathTarget, World};
+use super::super::config::Config;
+use super::super::egress_paths::EgressPaths;
+use super::super::netlink::egress::Survey;
+use super::super::netlink::neighbours::NeighbourKey;
+use crate::dataplane::ids::{DestinationId, RealId, VipId};
+use crate::dataplane::persistence::PersistenceTable;
+use crate::dataplane::region::{Entry, RegionHeader};
+use crate::dataplane::snapshot::Snapshot;
+use crate::dataplane::time::Time;
+use crate::io::JoinedGroups;
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// What changes while a director runs. Borrowed for moments, never across an await.
+pub(super) struct State {
+    pub(super) config: Config,
+    pub(super) world: World<&'static [Entry]>,
+    pub(super) survey: Survey,
+    pub(super) paths: EgressPaths<PathTarget>,
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) persistence: PersistenceTable<&'static [Entry]>,
+    pub(super) header: &'static RegionHeader,
+    pub(super) cookies: CookieRoot,
+    /// When the cookies' epoch moves on.
+    pub(super) next_epoch: Time,
+    /// Path MTUs that errors have taught the worker, as it told.
+    pub(super) path_mtus: HashMap<RealId, (u16, Time)>,
+    /// VIPs that are routed, announced and in the firewall.
+    pub(super) vips: BTreeSet<IpAddr>,
+    /// Next hops the kernel was asked to look after, and whether it does so by itself.
+    pub(super) kept: HashMap<NeighbourKey, bool>,
+    /// Memberships in the multicast groups of IPv6 VIPs.
+    pub(super) groups: Option<JoinedGroups>,
+    /// Since when destinations drain.
+    pub(super) draining: HashMap<DestinationId, Time>,
+    /// When it is looked at next whether they have ended.
+    pub(super) next_drain_look: Time,
+    /// MAC of the client-facing interface, where Adit answers there.
+    pub(super) client_mac: Option<[u8; 6]>,
+    /// Number of the client-facing interface.
+    pub(super) client_index: u32,
+}
+
+impl State {
+    /// VIPs of the configuration, and those whose flows have not ended.
+    pub(super) fn vips_in_force(&self) -> BTreeSet<IpAddr> {
+        let mut vips: BTreeSet<IpAddr> = self.config.vips().into_iter().collect();
+        vips.extend(
+            self.world.destinations.iter().filter_map(|(_, k)| self.world.vip_address(k.key.vip)),
+        );
+        vips
+    }
+
+    /// Frees ids of real servers and VIPs that nothing refers to any more.
+    pub(super) fn free_ids(&mut self) {
+        let (mut reals, mut vips): (BTreeSet<RealId>, BTreeSet<VipId>) = Default::default();
+        for (_, known) in self.world.destinations.iter() {
+            reals.insert(known.key.real);
+            vips.insert(known.key.vip);
+        }
+        for service in self.snapshot.services.services() {
+            vips.insert(service.vip);
+        }
+        // Clients that persistence keeps at a real server come back to it when it does.
+        reals.extend(self.persistence.entries().map(|entry| entry.real));
+        self.world.reals.retain(|id, _| reals.contains(&id));
+        self.world.vips.retain(|id, _| vips.contains(&id));
+    }
+}

@@ -1,0 +1,463 @@
+//! Changing the world of a running director: reloads, news from the host, the end of draining.
+
+use super::state::State;
+use super::{Daemon, now, start};
+use crate::control::admin::api::{Change, OwnedFinding, Reloaded};
+use crate::control::build::{BuildError, PathTarget, Surroundings, path_target};
+use crate::control::config::{
+    self, Announce, Capture, Config, ConfigErrors, RenderStyle, config_hash,
+};
+use crate::control::diff;
+use crate::control::finding::Finding;
+use crate::control::firewall;
+use crate::control::netlink::NetlinkError;
+use crate::dataplane::counters::Counters;
+use crate::dataplane::hash::HashKey;
+use crate::dataplane::packet;
+use crate::dataplane::path_mtu::MTU_LIFETIME;
+use crate::dataplane::persistence::PersistenceEvent;
+use crate::dataplane::verdict::{EgressId, Event};
+use crate::io::{JoinedGroups, Tap};
+use crate::worker::link::Update;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Persistence entries and events are looked at in pieces, so that no tick takes long.
+const EVENTS_PER_TICK: usize = 8192;
+const SWEPT_PER_TICK: usize = 4096;
+/// A destination without flows keeps its number this long after it was taken out: fragments and
+/// packets in flight may still name it (fragments are followed for 30 s).
+const DRAINED_FOR: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const DRAIN_LOOK: Duration = Duration::from_secs(1);
+
+/// What a reload is asked to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReloadRequest {
+    /// Say what would change, and change nothing.
+    pub dry_run: bool,
+    /// Cut connections to real servers that are taken out, instead of letting them end.
+    pub now: bool,
+}
+
+/// Why a configuration was not taken. The old one stays in force.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The file cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It has mistakes.
+    #[error("{0}")]
+    Config(Box<ConfigErrors>),
+    /// It changes what only a restart can change.
+    #[error("{}; restart the director to change it: connections outlive a restart", .0.join("; "))]
+    Fixed(Vec<String>),
+    /// It does not fit.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The host refuses what it needs.
+    #[error("{0}")]
+    Host(String),
+    /// The host cannot be looked at.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The worker does not take it.
+    #[error("the worker does not take updates; it is stalled")]
+    WorkerBusy,
+}
+
+impl ReloadError {
+    /// The mistakes in the file, drawn, where that is the reason.
+    #[must_use]
+    pub fn drawn(&self) -> Option<(String, Vec<config::Problem>)> {
+        if let ReloadError::Config(errors) = self {
+            return Some((errors.render(RenderStyle::Plain), errors.problems().to_vec()));
+        }
+        None
+    }
+}
+
+/// An update for the worker, and the number of the path that answers neighbours.
+pub(super) struct Planned {
+    pub(super) update: Update,
+    pub(super) client_egress: Option<EgressId>,
+}
+
+/// Makes the update that brings the worker from where it is to what `state` says.
+pub(super) fn plan(
+    state: &mut State,
+    key: HashKey,
+    tap: &Tap,
+    counters: &Counters,
+) -> Result<Planned, BuildError> {
+    let client = PathTarget::Direct { interface: state.client_index };
+    let answers = state.client_mac.is_some();
+    let wanted = answers
+        .then_some(client)
+        .into_iter()
+        .chain(state.survey.paths.iter().filter_map(path_target));
+    let change = state.paths.plan(wanted, start::open_path);
+    let around = Surroundings {
+        survey: &state.survey,
+        tap_mac: tap.peer_mac(),
+        client_mac: state.client_mac,
+        cookies: state.cookies,
+        counters: &counters.destinations,
+    };
+    let previous = Arc::clone(&state.snapshot);
+    let snapshot = state.world.snapshot(
+        &state.config,
+        key,
+        &around,
+        |target| change.id(target),
+        Some(&previous),
+    )?;
+    state.paths.commit(&change);
+    let client_egress = if answers { change.id(&client) } else { None };
+    let update =
+        Update { install: change.install, snapshot: Arc::new(snapshot), remove: change.remove };
+    Ok(Planned { update, client_egress })
+}
+
+impl Daemon {
+    /// Puts what `state` says in force at the worker.
+    fn publish(&self) -> Result<(), ReloadError> {
+        let mut state = self.state.borrow_mut();
+        let planned = plan(&mut state, self.key.key, &self.tap, &self.counters)?;
+        let snapshot = Arc::clone(&planned.update.snapshot);
+        self.worker.publish(planned.update).map_err(|_| ReloadError::WorkerBusy)?;
+        state.snapshot = snapshot;
+        Ok(())
+    }
+
+    /// Looks at the host again, and tells the worker if the way to a real server is another.
+    pub(super) async fn look_again(&self) -> Result<(), ReloadError> {
+        let _changing = self.changing.lock().await;
+        if self.survey().await? {
+            self.publish()?;
+        }
+        self.keep_neighbours().await;
+        Ok(())
+    }
+
+    /// Looks at the way to every real server; whether it is another than before.
+    async fn survey(&self) -> Result<bool, ReloadError> {
+        let (addresses, sources) = {
+            let state = self.state.borrow();
+            (state.world.real_addresses(&state.config), start::sources(&state.config))
+        };
+        let survey = self.netlink.survey(&addresses, sources).await?;
+        let interface = self.state.borrow().config.director.interface.clone();
+        let client = self.netlink.link_by_name(&interface).await?;
+        let mut state = self.state.borrow_mut();
+        let mut changed = state.survey != survey;
+        for (old, new) in state.survey.paths.iter().zip(&survey.paths) {
+            if old.address == new.address && old.egress != new.egress {
+                tracing::info!(real = %new.address, before = %old.egress, now = %new.egress, "egress");
+            }
+        }
+        if let Some(client) = client {
+            let mac = client.mac.filter(|_| state.config.director.announce == Announce::Arp);
+            changed |= (mac, client.index) != (state.client_mac, state.client_index);
+            (state.client_mac, state.client_index) = (mac, client.index);
+        }
+        state.survey = survey;
+        Ok(changed)
+    }
+
+    /// Asks the kernel to keep the next hops resolved, and lets go of those not needed any more.
+    async fn keep_neighbours(&self) {
+        let (keep, release) = {
+            let state = self.state.borrow();
+            let hops = &state.survey.next_hops;
+            // Where the kernel does not look after them by itself, it is asked each time.
+            let keep: Vec<_> =
+                hops.iter().filter(|k| state.kept.get(k) != Some(&true)).copied().collect();
+            let release: Vec<_> =
+                state.kept.keys().filter(|k| !hops.contains(k)).copied().collect();
+            (keep, release)
+        };
+        for key in keep {
+            match self.netlink.keep_neighbour(key).await {
+                Ok(by_itself) => {
+                    self.state.borrow_mut().kept.insert(key, by_itself);
+                }
+                Err(error) => tracing::warn!(%error, "direct egress may fall back to the kernel"),
+            }
+        }
+        for key in release {
+            if let Err(error) = self.netlink.release_neighbour(key).await {
+                tracing::warn!(%error, "a neighbour entry stays behind");
+            }
+            self.state.borrow_mut().kept.remove(&key);
+        }
+    }
+
+    /// Reads the configuration file again and puts it in force.
+    ///
+    /// # Errors
+    /// When the file is refused; the configuration in force stays.
+    pub async fn reload(&self, request: ReloadRequest) -> Result<Reloaded, ReloadError> {
+        let _changing = self.changing.lock().await;
+        let path = &self.config_path;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ReloadError::Read { path: path.clone(), source })?;
+        let new = config::parse(&text, &path.display().to_string())
+            .map_err(|errors| ReloadError::Config(Box::new(errors)))?;
+        let reloaded = self.compare(&new, request)?;
+        if request.dry_run {
+            return Ok(reloaded);
+        }
+        self.take(new, request).await?;
+        Ok(Reloaded { applied: true, ..reloaded })
+    }
+
+    /// What would change, and what each change touches.
+    fn compare(&self, new: &Config, request: ReloadRequest) -> Result<Reloaded, ReloadError> {
+        let state = self.state.borrow();
+        let fixed = diff::fixed(&state.config, new);
+        if !fixed.is_empty() {
+            return Err(ReloadError::Fixed(fixed));
+        }
+        // A key file whose content changed is a change of the key.
+        let key = config::LoadedKey::load(new.director.hash_key_file.as_deref());
+        match key {
+            Ok(key) if key.key == self.key.key => {}
+            Ok(_) => return Err(ReloadError::Fixed(vec!["the hash key differs".to_owned()])),
+            Err(error) => return Err(ReloadError::Host(error.to_string())),
+        }
+        let flows = |service: &str, real: Option<IpAddr>| -> u64 {
+            let of = state.world.destinations.iter().filter(|(_, known)| {
+                known.key.service == service
+                    && real.is_none_or(|r| state.world.address_of(known.key.real) == Some(r))
+            });
+            of.filter_map(|(id, _)| self.counters.destinations.get(id.index()))
+                .map(|c| c.active.get() + c.inactive.get())
+                .sum()
+        };
+        let changes: Vec<Change> = diff::changes(&state.config, new, request.now, flows);
+        Ok(Reloaded {
+            applied: false,
+            old_hash: config_hash(&state.config).to_string(),
+            new_hash: config_hash(new).to_string(),
+            changes,
+            warnings: new
+                .warnings()
+                .into_iter()
+                .map(|w| warning(&Finding::warning(w.message, w.help)))
+                .collect(),
+        })
+    }
+
+    /// Puts a new configuration in force: at the worker first, then on the host.
+    async fn take(&self, new: Config, request: ReloadRequest) -> Result<(), ReloadError> {
+        let (old, destinations) = {
+            let mut state = self.state.borrow_mut();
+            let destinations = state.world.destinations.clone();
+            if let Err(error) = state.world.enter(&new, &self.counters.destinations) {
+                state.world.destinations = destinations;
+                return Err(error.into());
+            }
+            (std::mem::replace(&mut state.config, new), destinations)
+        };
+        let taken = match self.survey().await {
+            Ok(_) => self.publish(),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = taken {
+            let mut state = self.state.borrow_mut();
+            state.config = old;
+            state.world.destinations = destinations;
+            return Err(error);
+        }
+        self.mark_draining(request.now)?;
+        self.keep_neighbours().await;
+        self.enter_host().await.map_err(ReloadError::Host)
+    }
+
+    /// Remembers since when destinations drain; with `cut` takes them out of force at once.
+    fn mark_draining(&self, cut: bool) -> Result<(), ReloadError> {
+        {
+            let mut state = self.state.borrow_mut();
+            let State { world, draining, .. } = &mut *state;
+            draining.retain(|id, _| world.destinations.get(*id).is_some_and(|k| !k.configured));
+            for (id, known) in world.destinations.iter() {
+                if !known.configured {
+                    draining.entry(id).or_insert_with(now);
+                }
+            }
+            if !cut {
+                return Ok(());
+            }
+            world.destinations.cut();
+        }
+        self.publish()
+    }
+
+    /// Timers: the worker's events, persistence, the end of draining.
+    pub(super) async fn tick(&self) {
+        self.take_events();
+        self.worker.collect_retired();
+        while let Some((id, errno)) = self.worker.next_failed_install() {
+            tracing::error!(path = id.0, %errno, "the worker could not install an egress path");
+        }
+        let due = {
+            let mut state = self.state.borrow_mut();
+            state.persistence.sweep(now(), SWEPT_PER_TICK);
+            now() >= state.next_drain_look
+        };
+        if due {
+            self.state.borrow_mut().next_drain_look = now() + DRAIN_LOOK;
+            if let Err(error) = self.end_draining().await {
+                tracing::error!(%error, "a drained real server stays in force");
+            }
+        }
+    }
+
+    fn take_events(&self) {
+        let mut state = self.state.borrow_mut();
+        for _ in 0..EVENTS_PER_TICK {
+            let Some(event) = self.worker.next_event() else { return };
+            match event {
+                Event::Established { destination, client } => {
+                    let Some(known) = state.world.destinations.get(destination) else { continue };
+                    let Some(policy) = known.destination.persistence else { continue };
+                    let client = packet::ip_addr(&client);
+                    let event =
+                        PersistenceEvent::established(&policy, client, known.key.real, now());
+                    state.persistence.record(&event);
+                }
+                Event::AddressConflict { vip, mac } => {
+                    let vip = packet::ip_addr(&vip);
+                    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+                    tracing::error!(%vip, mac, "another host on the link answers for a VIP");
+                }
+                Event::PathMtu { real, mtu } => {
+                    let address = state.world.address_of(real);
+                    tracing::info!(real = ?address, mtu, "path MTU");
+                    state.path_mtus.insert(real, (mtu, now() + MTU_LIFETIME));
+                }
+            }
+        }
+    }
+
+    /// Forgets destinations whose flows have ended, moves the cookies' epoch on.
+    async fn end_draining(&self) -> Result<(), ReloadError> {
+        let _changing = self.changing.lock().await;
+        let changed = {
+            let mut state = self.state.borrow_mut();
+            let State { world, draining, .. } = &mut *state;
+            let time = now();
+            let freed = world.destinations.retain(|id, _| {
+                let old = draining
+                    .get(&id)
+                    .is_some_and(|since| time.saturating_since(*since) >= DRAINED_FOR);
+                let flows = self.counters.destinations.get(id.index());
+                old && flows.is_none_or(|c| c.active.get() + c.inactive.get() == 0)
+            });
+            draining.retain(|id, _| world.destinations.get(*id).is_some());
+            let epoch_ends = time >= state.next_epoch;
+            if epoch_ends {
+                state.cookies.epoch += 1;
+                state.header.set_cookie_epoch(state.cookies.epoch);
+                state.next_epoch = time + start::COOKIE_EPOCH;
+            }
+            freed > 0 || epoch_ends
+        };
+        if !changed {
+            return Ok(());
+        }
+        self.survey().await?;
+        self.publish()?;
+        self.state.borrow_mut().free_ids();
+        self.enter_host().await.map_err(ReloadError::Host)
+    }
+
+    /// Makes the host lead the VIPs here: routes, firewall, multicast groups. Doing it twice is
+    /// the same as once.
+    pub(super) async fn enter_host(&self) -> Result<(), String> {
+        let (vips, capture, announce, interface, client_index) = {
+            let state = self.state.borrow();
+            let director = &state.config.director;
+            let interface = director.interface.clone();
+            (
+                state.vips_in_force(),
+                director.capture,
+                director.announce,
+                interface,
+                state.client_index,
+            )
+        };
+        let list: Vec<IpAddr> = vips.iter().copied().collect();
+        let rules =
+            firewall::Rules { tap: self.tap.name().to_owned(), interface, vips: list.clone() };
+        tokio::task::spawn_blocking(move || rules.apply())
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())?;
+        if announce == Announce::Arp {
+            let groups = join_groups(client_index, &vips)?;
+            self.state.borrow_mut().groups = groups;
+        }
+        if capture == Capture::Route {
+            self.netlink
+                .set_vip_routes(&list, self.tap.index())
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        self.state.borrow_mut().vips = vips;
+        Ok(())
+    }
+
+    /// Takes routes and neighbour care back. The firewall's rules go last, after the TAP.
+    pub(super) async fn leave_host(&self) {
+        let (vips, capture, kept) = {
+            let state = self.state.borrow();
+            let vips: Vec<IpAddr> = state.vips.iter().copied().collect();
+            let kept: Vec<_> = state.kept.keys().copied().collect();
+            (vips, state.config.director.capture, kept)
+        };
+        if capture == Capture::Route
+            && let Err(error) = self.netlink.remove_vip_routes(&vips, self.tap.index()).await
+        {
+            tracing::error!(%error, "routes of VIPs stay behind");
+        }
+        for key in kept {
+            if let Err(error) = self.netlink.release_neighbour(key).await {
+                tracing::warn!(%error, "a neighbour entry stays behind");
+            }
+        }
+        self.state.borrow_mut().groups = None;
+    }
+}
+
+/// Joins the solicited-node groups of IPv6 VIPs, so that solicitations for them arrive.
+fn join_groups(interface: u32, vips: &BTreeSet<IpAddr>) -> Result<Option<JoinedGroups>, String> {
+    let v6: Vec<_> = vips
+        .iter()
+        .filter_map(|vip| if let IpAddr::V6(v6) = vip { Some(v6) } else { None })
+        .collect();
+    if v6.is_empty() {
+        return Ok(None);
+    }
+    let groups = JoinedGroups::new(interface).map_err(|error| error.to_string())?;
+    for vip in v6 {
+        let [.., a, b, c] = vip.octets();
+        // RFC 4291 section 2.7.1: ff02::1:ff00:0/104 and the address's last 24 bits.
+        let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c];
+        groups.join(group.into()).map_err(|error| error.to_string())?;
+    }
+    Ok(Some(groups))
+}
+
+pub(super) fn warning(finding: &Finding) -> OwnedFinding {
+    OwnedFinding::from(finding)
+}

@@ -1,0 +1,284 @@
+//! What a running director shows of itself.
+
+use super::{Daemon, now, update};
+use crate::control::admin::api::{
+    ConnectionView, Connections, Drop, Drops, Explained, RealView, ServiceView, Services, Status,
+};
+use crate::control::config::{Scheduler, config_hash, services_hash};
+use crate::control::destinations::Known;
+use crate::control::explain::{self, Question};
+use crate::control::finding::{Finding, Severity};
+use crate::dataplane::conntrack::FlowRecord;
+use crate::dataplane::hash::ClientPrefix;
+use crate::dataplane::packet::{self, protocol};
+use crate::dataplane::persistence::PersistenceKey;
+use crate::dataplane::scheduler::table::table_size;
+use crate::dataplane::verdict::DropReason;
+use std::net::IpAddr;
+
+/// Connections in one page, at most: some 300 bytes of JSON each.
+pub const PAGE: usize = 1000;
+
+/// Which connections to show.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionFilter {
+    /// Of this service.
+    pub service: Option<String>,
+    /// Of this client.
+    pub client: Option<IpAddr>,
+    /// To this real server.
+    pub real: Option<IpAddr>,
+    /// Where to begin: `next` of the page before.
+    pub cursor: u64,
+    /// How many at most.
+    pub limit: usize,
+}
+
+impl Daemon {
+    /// `GET /v1/status`
+    pub fn status(&self) -> Status {
+        let state = self.state.borrow();
+        let director = &state.config.director;
+        let totals = self.counters.worker.read();
+        let (mut active, mut inactive) = (0, 0);
+        for (id, _) in state.world.destinations.iter() {
+            if let Some(counters) = self.counters.destinations.get(id.index()) {
+                active += counters.active.get();
+                inactive += counters.inactive.get();
+            }
+        }
+        let config_warnings = state.config.warnings();
+        let mut warnings: Vec<Finding> =
+            config_warnings.into_iter().map(|w| Finding::warning(w.message, w.help)).collect();
+        warnings.extend(self.findings.iter().filter(|f| f.severity != Severity::Note).cloned());
+        let silence = self.worker.silence(now()).as_millis();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: now().saturating_since(self.started).as_secs(),
+            config_file: self.config_path.display().to_string(),
+            config_hash: config_hash(&state.config).to_string(),
+            services_hash: services_hash(&state.config.services).to_string(),
+            key_fingerprint: self.key.fingerprint(),
+            tap: director.tap.clone(),
+            interface: director.interface.clone(),
+            engine: self.engine.engine.to_string(),
+            engine_reason: self.engine.reason.clone(),
+            max_connections: director.max_connections,
+            active,
+            inactive,
+            adopted: self.adopted,
+            totals,
+            dropped: self.counters.dropped.iter().map(|c| c.get()).sum(),
+            ledger_balances: self.counters.ledger_balances(),
+            worker_silence_ms: u64::try_from(silence).unwrap_or(u64::MAX),
+            warnings: warnings.iter().map(update::warning).collect(),
+        }
+    }
+
+    /// `GET /v1/services`
+    pub fn services(&self) -> Services {
+        let state = self.state.borrow();
+        let mut services = Vec::new();
+        for service in &state.config.services {
+            let table_size = (service.scheduler == Scheduler::Maglev)
+                .then(|| table_size(service.reals.len()).ok())
+                .flatten();
+            let known = state.world.destinations.iter();
+            let mut reals: Vec<RealView> = known
+                .filter(|(_, k)| k.key.service == service.name)
+                .filter(|(_, k)| state.world.vip_address(k.key.vip) == Some(service.vip))
+                .filter_map(|(id, k)| {
+                    let address = state.world.address_of(k.key.real)?;
+                    let weight = service.reals.iter().find(|r| r.address == address);
+                    self.real_view(id.index(), k, weight.map_or(0, |r| u32::from(r.weight)))
+                })
+                .collect();
+            reals.sort_by_key(|r| r.address);
+            services.push(ServiceView {
+                name: service.name.clone(),
+                vip: service.vip,
+                ports: service.ports.to_string(),
+                protocol: service.protocol.to_string(),
+                scheduler: service.scheduler.to_string(),
+                table_size,
+                persistence_seconds: service.persistence.as_ref().map(|p| p.timeout.as_secs()),
+                configured: true,
+                reals,
+            });
+        }
+        drop(state);
+        services.extend(self.removed_services());
+        Services { services }
+    }
+
+    /// Services that are not configured any more and whose connections go on.
+    fn removed_services(&self) -> Vec<ServiceView> {
+        let state = self.state.borrow();
+        let mut removed: Vec<ServiceView> = Vec::new();
+        for (id, known) in state.world.destinations.iter() {
+            let Some(vip) = state.world.vip_address(known.key.vip) else { continue };
+            let name = &known.key.service;
+            if state.config.services.iter().any(|s| s.name == *name && s.vip == vip) {
+                continue;
+            }
+            let Some(real) = self.real_view(id.index(), known, 0) else { continue };
+            match removed.iter_mut().find(|s| s.name == *name && s.vip == vip) {
+                Some(service) => service.reals.push(real),
+                None => removed.push(ServiceView {
+                    name: name.clone(),
+                    vip,
+                    ports: "-".to_owned(),
+                    protocol: "-".to_owned(),
+                    scheduler: "-".to_owned(),
+                    table_size: None,
+                    persistence_seconds: None,
+                    configured: false,
+                    reals: vec![real],
+                }),
+            }
+        }
+        removed
+    }
+
+    fn real_view(&self, id: usize, known: &Known, weight: u32) -> Option<RealView> {
+        let state = self.state.borrow();
+        let address = state.world.address_of(known.key.real)?;
+        let path = state.survey.paths.iter().find(|p| p.address == address);
+        let link_mtu = path.map_or(0, |p| p.mtu);
+        let learned = state.path_mtus.get(&known.key.real).filter(|(_, until)| *until > now());
+        let condition = match (known.cut, known.configured, weight) {
+            (true, _, _) => "cut",
+            (false, false, _) => "draining",
+            (false, true, 0) => "drained",
+            (false, true, _) => "up",
+        };
+        Some(RealView {
+            address,
+            weight,
+            effective_weight: weight,
+            state: condition.to_owned(),
+            counters: known.reading(self.counters.destinations.get(id)?),
+            source: path.and_then(|p| p.source),
+            interface: path.and_then(|p| p.interface.clone()),
+            next_hop: path.and_then(|p| p.next_hop),
+            egress: path.map_or_else(|| "none".to_owned(), |p| p.egress.to_string()),
+            link_mtu,
+            path_mtu: learned.map_or(link_mtu, |(mtu, _)| link_mtu.min(u32::from(*mtu))),
+        })
+    }
+
+    /// `GET /v1/connections`: reads the table while the worker writes it; each connection is whole,
+    /// the page is no moment's picture.
+    pub fn connections(&self, filter: &ConnectionFilter) -> Connections {
+        let mut connections = Vec::new();
+        let begin = usize::try_from(filter.cursor).unwrap_or(usize::MAX);
+        for (number, slot) in self.flows.iter().enumerate().skip(begin) {
+            if connections.len() >= filter.limit.clamp(1, PAGE) {
+                return Connections { connections, next: Some(number as u64) };
+            }
+            if let Ok(Some(flow)) = slot.read()
+                && let Some(view) = self.connection(&flow)
+                && filter.service.as_ref().is_none_or(|s| view.service.as_ref() == Some(s))
+                && filter.client.is_none_or(|client| view.client == client)
+                && filter.real.is_none_or(|real| view.real == Some(real))
+            {
+                connections.push(view);
+            }
+        }
+        Connections { connections, next: None }
+    }
+
+    /// A flow as it is shown; `None` for one that has expired and waits to be swept.
+    fn connection(&self, flow: &FlowRecord) -> Option<ConnectionView> {
+        let state = self.state.borrow();
+        let known = state.world.destinations.get(flow.destination);
+        let progress = &flow.progress;
+        let seconds = now().saturating_since(crate::dataplane::time::Time::ZERO);
+        let since = |ticks: crate::dataplane::conntrack::Ticks| {
+            seconds.saturating_sub(ticks.to_duration()).as_secs()
+        };
+        let idle_seconds = since(progress.last_seen);
+        let limit = progress.idle_limit.to_duration().as_secs();
+        if idle_seconds > limit {
+            return None;
+        }
+        let protocol = if flow.key.protocol == protocol::UDP { "udp" } else { "tcp" };
+        Some(ConnectionView {
+            protocol: protocol.to_owned(),
+            client: packet::ip_addr(&flow.key.client),
+            client_port: flow.key.client_port,
+            vip: state.world.vip_address(flow.key.vip)?,
+            vip_port: flow.key.vip_port,
+            service: known.map(|k| k.key.service.clone()),
+            real: state.world.address_of(flow.real),
+            state: progress.class.name().to_owned(),
+            idle_seconds,
+            expires_seconds: limit.saturating_sub(idle_seconds),
+            age_seconds: since(progress.created),
+            rederived: flow.rederived,
+        })
+    }
+
+    /// `GET /v1/drops`
+    pub fn drops(&self) -> Drops {
+        let drop = |reason: &DropReason| Drop {
+            reason: reason.name().to_owned(),
+            meaning: reason.meaning().to_owned(),
+            count: self.counters.dropped(*reason).get(),
+        };
+        Drops { drops: DropReason::ALL.iter().map(drop).collect() }
+    }
+
+    /// `GET /v1/explain`: what the configuration says, and before it what is known of the client.
+    pub fn explain(&self, question: &Question) -> Explained {
+        let mut explained = {
+            let state = self.state.borrow();
+            explain::explain(&state.snapshot.services, self.key.key, question)
+        };
+        explained.connection = self.connection_of(question);
+        explained.persisted = self.persisted(question);
+        if let Some(connection) = &explained.connection
+            && let Some(real) = connection.real
+        {
+            explained.answer = format!(
+                "connection in the table ({}): packets go to {real}; {}",
+                connection.state, explained.answer
+            );
+        } else if let Some(real) = explained.persisted {
+            explained.answer = format!(
+                "the client is kept at {real} while that takes new flows; {}",
+                explained.answer
+            );
+        }
+        explained
+    }
+
+    fn connection_of(&self, question: &Question) -> Option<ConnectionView> {
+        let tuple = question.tuple();
+        let client = packet::address(tuple.client);
+        let vip = self.state.borrow().snapshot.services.vip(&packet::address(tuple.vip))?;
+        let ours = |flow: &FlowRecord| {
+            let key = &flow.key;
+            key.client == client
+                && key.client_port == tuple.client_port
+                && key.vip == vip
+                && key.vip_port == tuple.vip_port
+                && key.protocol == tuple.protocol
+        };
+        let flow = self.flows.iter().filter_map(|s| s.read().ok().flatten()).find(ours)?;
+        self.connection(&flow)
+    }
+
+    fn persisted(&self, question: &Question) -> Option<IpAddr> {
+        let tuple = question.tuple();
+        let state = self.state.borrow();
+        let services = &state.snapshot.services;
+        let vip = services.vip(&packet::address(tuple.vip))?;
+        let policy = services.find(vip, tuple.protocol, tuple.vip_port)?.persistence?;
+        let client: ClientPrefix = policy.prefix(tuple.client);
+        let key = PersistenceKey { client, group: policy.group };
+        let entry = state.persistence.entries().find(|e| e.key == key && e.expires > now())?;
+        state.world.address_of(entry.real)
+    }
+}

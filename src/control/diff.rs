@@ -1,0 +1,257 @@
+//! What differs between two configurations, in words and in what it does to connections.
+
+use super::admin::api::Change;
+use super::config::{Config, Persistence, Scheduler, Service};
+use crate::dataplane::scheduler::table::table_size;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+/// What only a restart can change, in words. Empty where a reload will do.
+#[must_use]
+pub fn fixed(old: &Config, new: &Config) -> Vec<String> {
+    let (a, b) = (&old.director, &new.director);
+    let mut found = Vec::new();
+    let mut look = |key: &str, before: String, after: String| {
+        if before != after {
+            found.push(format!("`{key}` cannot change while running ({before} -> {after})"));
+        }
+    };
+    look("tap", a.tap.clone(), b.tap.clone());
+    look("interface", a.interface.clone(), b.interface.clone());
+    look("workers", a.workers.to_string(), b.workers.to_string());
+    look("capture", word(&a.capture), word(&b.capture));
+    look("announce", word(&a.announce), word(&b.announce));
+    look("io", word(&a.io), word(&b.io));
+    look("max_connections", a.max_connections.to_string(), b.max_connections.to_string());
+    look("state_dir", word(&a.state_dir), word(&b.state_dir));
+    look("socket", word(&a.socket), word(&b.socket));
+    look("mtu", word(&a.mtu), word(&b.mtu));
+    look("tap_queue_length", a.tap_queue_length.to_string(), b.tap_queue_length.to_string());
+    look("hash_key_file", word(&a.hash_key_file), word(&b.hash_key_file));
+    let limits = |c: &Config| (c.limits.emitted_per_client, c.limits.emitted_total);
+    look("[limits]", word(&limits(old)), word(&limits(new)));
+    found
+}
+
+fn word<T: std::fmt::Debug>(value: &T) -> String {
+    format!("{value:?}").to_lowercase()
+}
+
+/// Every change, each with the connections it touches. `flows` counts those of a service, or of
+/// one real server of it; `cut` says that connections to what is taken out are cut.
+#[must_use]
+pub fn changes(
+    old: &Config,
+    new: &Config,
+    cut: bool,
+    flows: impl Fn(&str, Option<IpAddr>) -> u64,
+) -> Vec<Change> {
+    let mut changes = Vec::new();
+    if old.tunnel != new.tunnel {
+        changes.push(Change {
+            what: "[tunnel] differs".to_owned(),
+            effect: "holds for the next packet of every connection".to_owned(),
+            connections: old.services.iter().map(|s| flows(&s.name, None)).sum(),
+        });
+    }
+    let leaving =
+        if cut { "its connections are cut" } else { "its connections go on to their end" };
+    let find = |config: &Config, name: &str| -> Option<usize> {
+        config.services.iter().position(|s| s.name == name)
+    };
+    for service in &old.services {
+        match find(new, &service.name) {
+            None => changes.push(Change {
+                what: format!("service {} removed", service.name),
+                effect: format!("takes no new connections; {leaving}"),
+                connections: flows(&service.name, None),
+            }),
+            Some(at) => service_changes(service, &new.services[at], leaving, &flows, &mut changes),
+        }
+    }
+    for service in new.services.iter().filter(|s| find(old, &s.name).is_none()) {
+        changes.push(Change {
+            what: format!(
+                "service {} added: {} {} port {}, {} real servers",
+                service.name,
+                service.vip,
+                service.protocol,
+                service.ports,
+                service.reals.len()
+            ),
+            effect: "takes connections at once".to_owned(),
+            connections: 0,
+        });
+    }
+    changes
+}
+
+fn service_changes(
+    old: &Service,
+    new: &Service,
+    leaving: &str,
+    flows: &impl Fn(&str, Option<IpAddr>) -> u64,
+    changes: &mut Vec<Change>,
+) {
+    let name = &old.name;
+    let mut push = |what: String, effect: &str, connections: u64| {
+        let what = format!("service {name}: {what}");
+        changes.push(Change { what, effect: effect.to_owned(), connections });
+    };
+    let all = flows(name, None);
+    if old.vip != new.vip {
+        let what = format!("VIP {} -> {}", old.vip, new.vip);
+        push(what, &format!("the old VIP takes no new connections; {leaving}"), all);
+    }
+    if (&old.ports, old.protocol) != (&new.ports, new.protocol) {
+        let what =
+            format!("{} port {} -> {} port {}", old.protocol, old.ports, new.protocol, new.ports);
+        push(what, "connections to other ports go on to their end", all);
+    }
+    if old.scheduler != new.scheduler {
+        let what = format!("scheduler {} -> {}", old.scheduler, new.scheduler);
+        push(what, "holds for new connections; those there are stay where they are", 0);
+    }
+    if old.persistence != new.persistence {
+        let show = |p: &Option<Persistence>| {
+            p.as_ref().map_or("none".to_owned(), |p| {
+                format!(
+                    "{} by /{} and /{}",
+                    humantime::format_duration(p.timeout),
+                    p.ipv4_prefix,
+                    p.ipv6_prefix
+                )
+            })
+        };
+        let what = format!("persistence {} -> {}", show(&old.persistence), show(&new.persistence));
+        push(what, "holds for new connections", 0);
+    }
+    if old.timeouts != new.timeouts {
+        push("timeouts differ".to_owned(), "hold from each connection's next packet", all);
+    }
+    if old.df != new.df {
+        push("df differs".to_owned(), "holds for the next packet of every connection", all);
+    }
+    real_changes(old, new, leaving, flows, &mut push);
+    let size = |s: &Service| {
+        (s.scheduler == Scheduler::Maglev).then(|| table_size(s.reals.len()).ok()).flatten()
+    };
+    if let (Some(before), Some(after)) = (size(old), size(new))
+        && before != after
+    {
+        push(
+            format!("the placement table grows or shrinks from {before} to {after} slots"),
+            "nearly all clients are placed anew: known connections stay, those that a restarted \
+             director has to guess may not",
+            all,
+        );
+    }
+}
+
+fn real_changes(
+    old: &Service,
+    new: &Service,
+    leaving: &str,
+    flows: &impl Fn(&str, Option<IpAddr>) -> u64,
+    push: &mut impl FnMut(String, &str, u64),
+) {
+    let weight = |s: &Service, address: IpAddr| {
+        s.reals.iter().find(|r| r.address == address).map(|r| r.weight)
+    };
+    let addresses: BTreeSet<IpAddr> =
+        old.reals.iter().chain(&new.reals).map(|r| r.address).collect();
+    for address in addresses {
+        let connections = flows(&old.name, Some(address));
+        match (weight(old, address), weight(new, address)) {
+            (Some(_), None) => {
+                let effect = format!("takes no new connections; {leaving}");
+                push(format!("real server {address} removed"), &effect, connections);
+            }
+            (None, Some(weight)) => {
+                let what = format!("real server {address} added with weight {weight}");
+                push(what, "takes its share of new connections; those there are stay", 0);
+            }
+            (Some(before), Some(0)) if before != 0 => {
+                let what = format!("real server {address} drained (weight {before} -> 0)");
+                push(what, "takes no new connections; those there are stay", connections);
+            }
+            (Some(before), Some(after)) if before != after => {
+                let what = format!("real server {address} weight {before} -> {after}");
+                push(what, "its share of new connections follows", 0);
+            }
+            (Some(_) | None, Some(_) | None) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::parse;
+
+    const OLD: &str = "[director]\ninterface = \"eth0\"\n\
+        [[service]]\nname = \"db\"\nvip = \"192.0.2.1\"\nport = 5432\n\
+        [[service.real]]\naddress = \"10.0.0.1\"\n[[service.real]]\naddress = \"10.0.0.2\"\n\
+        [[service]]\nname = \"web\"\nvip = \"192.0.2.1\"\nport = 80\n";
+
+    fn config(text: &str) -> Config {
+        parse(text, "t").unwrap()
+    }
+
+    fn lines(from: &str, to: &str) -> Vec<String> {
+        let new = config(&OLD.replace(from, to));
+        changes(&config(OLD), &new, false, |_, real| if real.is_some() { 3 } else { 7 })
+            .into_iter()
+            .map(|c| format!("{} [{}] {}", c.what, c.connections, c.effect))
+            .collect()
+    }
+
+    #[test]
+    fn each_change_is_named_with_what_it_touches() {
+        let real = "[[service.real]]\naddress = \"10.0.0.2\"\n";
+        let cases = [
+            ("5432", "5433", "tcp port 5432 -> tcp port 5433 [7]"),
+            (real, "", "real server 10.0.0.2 removed [3]"),
+            ("10.0.0.2\"", "10.0.0.2\"\nweight = 0", "10.0.0.2 drained (weight 100 -> 0) [3]"),
+            ("10.0.0.2\"", "10.0.0.2\"\nweight = 5", "10.0.0.2 weight 100 -> 5 [0]"),
+            ("port = 80", "port = 80\nscheduler = \"wrr\"", "web: scheduler maglev -> wrr [0]"),
+            ("port = 80", "port = 80\ntimeouts = { udp = \"9s\" }", "web: timeouts differ [7]"),
+            ("port = 80", "port = 80\ndf = \"clear\"", "web: df differs [7]"),
+            ("port = 80", "port = 80\npersistence = {}", "persistence none -> 5m by /32 and /64"),
+        ];
+        for (from, to, expected) in cases {
+            let lines = lines(from, to);
+            assert_eq!(lines.len(), 1, "{lines:?}");
+            assert!(lines[0].contains(expected), "{lines:?} has no {expected}");
+        }
+        let renamed = lines("\"web\"", "\"www\"");
+        assert_eq!(renamed.len(), 2, "{renamed:?}");
+        assert!(lines("eth0", "eth0").is_empty());
+    }
+
+    #[test]
+    fn a_table_of_another_size_is_announced() {
+        let mut text = OLD.to_owned();
+        for n in 0..700 {
+            let address = format!("10.1.{}.{}", n / 250, n % 250 + 1);
+            text = text.replace(
+                "[[service]]\nname = \"web\"",
+                &format!("[[service.real]]\naddress = \"{address}\"\n[[service]]\nname = \"web\""),
+            );
+        }
+        let found = changes(&config(OLD), &config(&text), false, |_, _| 0);
+        assert!(found.iter().any(|c| c.what.contains("65537 to 131101")), "{:?}", found.last());
+    }
+
+    #[test]
+    fn what_a_reload_cannot_do_is_named() {
+        let new = |from: &str, to: &str| fixed(&config(OLD), &config(&OLD.replace(from, to)));
+        assert_eq!(new("5432", "5433"), Vec::<String>::new());
+        assert!(
+            new("\"eth0\"\n", "\"eth0\"\nmax_connections = 2000\n")[0].contains("1000000 -> 2000")
+        );
+        assert!(new("\"eth0\"\n", "\"eth0\"\ntap = \"t\"\n")[0].contains("`tap`"));
+        assert!(new("\"eth0\"\n", "\"eth0\"\nstate_dir = \"/x\"\n")[0].contains("state_dir"));
+        assert!(new("\"eth0\"\n", "\"eth0\"\nhash_key_file = \"/x\"\n")[0].contains("hash_key"));
+    }
+}
