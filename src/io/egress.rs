@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use io_uring::{opcode, squeue, types};
 use nix::errno::Errno;
-use nix::sys::socket::{SockaddrStorage, bind, connect};
+use nix::sys::socket::{MsgFlags, SockaddrStorage, bind, connect, send};
 use thiserror::Error;
 
 use super::errno::advice;
@@ -116,6 +116,14 @@ impl OpenEgress {
             }
         };
         Ok(Self { socket: socket.map_err(error)? })
+    }
+
+    /// Sends one frame or packet now, for what is rare and not the worker's: announcements.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn send(&self, bytes: &[u8]) -> Result<(), Errno> {
+        send(self.socket.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT).map(drop)
     }
 }
 

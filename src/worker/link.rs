@@ -155,10 +155,14 @@ impl ControlEnd {
         (raw != 0).then(|| Errno::from_raw(raw))
     }
 
-    /// Time since the worker last said that it is alive; it does so every
-    /// [`TICK`](crate::io::TICK).
+    /// When the worker last said that it is alive; it does so every [`TICK`](crate::io::TICK).
+    pub fn last_beat(&self) -> Time {
+        Time(self.shared.last_beat.load(Ordering::Relaxed))
+    }
+
+    /// Time since the worker last said that it is alive.
     pub fn silence(&self, now: Time) -> Duration {
-        now.saturating_since(Time(self.shared.last_beat.load(Ordering::Relaxed)))
+        now.saturating_since(self.last_beat())
     }
 
     /// The engine's own counters.

@@ -44,8 +44,9 @@ const TICK: Duration = Duration::from_millis(100);
 const SETTLE: Duration = Duration::from_millis(100);
 /// How often the host is looked at even when nothing was heard: news can be lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// A worker says that it lives every 50 ms. After this long it is stuck.
-const WORKER_SILENT: Duration = Duration::from_secs(5);
+/// A worker says that it lives every 50 ms. After so many ticks of this thread without a word it is
+/// stuck. Ticks, not time: a host that was suspended wakes both, in any order.
+const SILENT_TICKS: u32 = 50;
 /// How long the worker may take to end what is in flight.
 const WORKER_ENDS: Duration = Duration::from_secs(5);
 
@@ -144,6 +145,7 @@ async fn serve(
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // At once: next hops are to be resolved, and what changed during the start is to be seen.
     let mut look = tokio::time::Instant::now();
+    let mut heard = (Time::ZERO, 0);
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
@@ -165,8 +167,10 @@ async fn serve(
             }
             _ = tick.tick() => {
                 daemon.tick().await;
-                let silence = daemon.worker.silence(now());
-                if silence > WORKER_SILENT {
+                let beat = daemon.worker.last_beat();
+                heard = if beat == heard.0 { (beat, heard.1 + 1) } else { (beat, 0) };
+                if heard.1 > SILENT_TICKS {
+                    let silence = now().saturating_since(beat);
                     return Err(DaemonError::Worker(format!("it is stuck since {silence:?}")));
                 }
             }

@@ -13,11 +13,12 @@ use crate::control::firewall;
 use crate::control::netlink::NetlinkError;
 use crate::dataplane::counters::Counters;
 use crate::dataplane::hash::HashKey;
+use crate::dataplane::neighbour::{self, Mac};
 use crate::dataplane::packet;
 use crate::dataplane::path_mtu::MTU_LIFETIME;
 use crate::dataplane::persistence::PersistenceEvent;
 use crate::dataplane::verdict::{EgressId, Event};
-use crate::io::{JoinedGroups, Tap};
+use crate::io::{EgressTarget, JoinedGroups, OpenEgress, Tap};
 use crate::worker::link::Update;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -413,7 +414,11 @@ impl Daemon {
                 .await
                 .map_err(|error| error.to_string())?;
         }
-        self.state.borrow_mut().vips = vips;
+        let mut state = self.state.borrow_mut();
+        if let Some(mac) = state.client_mac {
+            announce_vips(client_index, mac, vips.difference(&state.vips));
+        }
+        state.vips = vips;
         Ok(())
     }
 
@@ -436,6 +441,27 @@ impl Daemon {
             }
         }
         self.state.borrow_mut().groups = None;
+    }
+}
+
+/// Tells the neighbours where new VIPs are (RFC 5227 §3, RFC 4861 §7.2.6): those that remember
+/// another host would go on sending there. It is news, not needed by those that ask.
+fn announce_vips<'a>(interface: u32, mac: Mac, vips: impl Iterator<Item = &'a IpAddr>) {
+    let path = match OpenEgress::open(&EgressTarget::Direct { interface }) {
+        Ok(path) => path,
+        Err(error) => {
+            tracing::warn!(%error, "VIPs are not announced");
+            return;
+        }
+    };
+    for vip in vips {
+        let sent = match vip {
+            IpAddr::V4(vip) => path.send(&neighbour::gratuitous_arp(mac, *vip)),
+            IpAddr::V6(vip) => path.send(&neighbour::unsolicited_advertisement(mac, *vip)),
+        };
+        if let Err(errno) = sent {
+            tracing::warn!(%vip, %errno, "not announced");
+        }
     }
 }
 
