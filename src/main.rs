@@ -24,7 +24,8 @@ fn main() -> ExitCode {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
         Ok(Outcome::Refused) => ExitCode::from(EXIT_REFUSED),
         Err(error) => {
-            adit::cli::output::error(&format!("{error:#}"));
+            // Each error of ours says its cause itself.
+            adit::cli::output::error(&error.to_string());
             ExitCode::from(EXIT_REFUSED)
         }
     }

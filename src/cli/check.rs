@@ -3,12 +3,13 @@
 use super::output::{self, TextTable};
 use super::{CommandError, Global, Outcome, load_config};
 use crate::control::config::{
-    Config, ConfigErrors, LoadedKey, RenderStyle, config_hash, services_hash,
+    Config, ConfigErrors, LoadedKey, RenderStyle, Scheduler, config_hash, services_hash,
 };
 use crate::control::finding::{Finding, Severity};
 use crate::control::netlink::NetlinkError;
 use crate::control::netlink::egress::RealPath;
 use crate::control::{host, runtime};
+use crate::dataplane::scheduler::table::{MEMBERS_MAX, table_size};
 use clap::Args;
 use serde::Serialize;
 use std::net::IpAddr;
@@ -30,8 +31,23 @@ struct Report {
     services: usize,
     real_servers: usize,
     findings: Vec<Finding>,
+    /// Bytes of the flow region's file, and of its index in memory.
+    region_bytes: u64,
+    index_bytes: u64,
+    tables: Vec<PlacementTable>,
     /// The way to each real server; empty with `--offline`.
     paths: Vec<RealPath>,
+}
+
+/// The placement table of one service.
+#[derive(Serialize)]
+struct PlacementTable {
+    service: String,
+    members: usize,
+    slots: u32,
+    /// Members a table of this size holds; with one more the next size is taken, and nearly all
+    /// clients are placed anew.
+    members_max: usize,
 }
 
 #[derive(Serialize)]
@@ -105,6 +121,7 @@ fn report(config: &Config, global: &Global) -> Report {
         }
     };
     findings.sort_by_key(|f| f.severity);
+    let memory = host::MemoryNeeds::of(config);
     Report {
         config: global.config.display().to_string(),
         hash: config_hash(config).to_string(),
@@ -113,8 +130,30 @@ fn report(config: &Config, global: &Global) -> Report {
         services: config.services.len(),
         real_servers: config.real_addresses().len(),
         findings,
+        region_bytes: memory.region,
+        index_bytes: memory.index,
+        tables: placement_tables(config),
         paths: Vec::new(),
     }
+}
+
+fn placement_tables(config: &Config) -> Vec<PlacementTable> {
+    let services = config.services.iter().filter(|s| s.scheduler == Scheduler::Maglev);
+    services
+        .filter_map(|service| {
+            let members = service.reals.len();
+            let slots = table_size(members).ok()?;
+            // The first size that holds one more member is where this one ends.
+            let members_max = (members..=MEMBERS_MAX).take_while(|n| table_size(*n) == Ok(slots));
+            let members_max = members_max.last().unwrap_or(members);
+            Some(PlacementTable { service: service.name.clone(), members, slots, members_max })
+        })
+        .collect()
+}
+
+/// A table this full is about to be outgrown.
+fn nearly_full(table: &PlacementTable) -> bool {
+    table.members * 10 >= table.members_max * 9
 }
 
 fn show(report: &Report) {
@@ -140,6 +179,19 @@ fn show(report: &Report) {
         }
         output::raw(table.render().as_bytes());
     }
+    for table in report.tables.iter().filter(|t| nearly_full(t)) {
+        output::line(&format!(
+            "service {}: {} real servers of at most {} in a placement table of {} slots; with \
+             more, nearly all clients are placed anew",
+            table.service, table.members, table.members_max, table.slots
+        ));
+    }
+    let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
+    output::line(&format!(
+        "flow table: {} MiB in the region's file, {} MiB of index in memory",
+        mebibytes(report.region_bytes),
+        mebibytes(report.index_bytes)
+    ));
     let count = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
     output::line(&format!(
         "{}: {} services, {} real servers; {} errors, {} warnings",

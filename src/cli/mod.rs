@@ -11,7 +11,9 @@ mod run;
 mod version;
 
 use crate::control::admin::client::{Client, ClientError};
-use crate::control::config::{Config, ConfigErrors, DEFAULT_CONFIG_PATH, DEFAULT_SOCKET};
+use crate::control::config::{
+    Config, ConfigErrors, DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, socket_of,
+};
 use clap::{Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 
@@ -176,7 +178,7 @@ fn converse<T, F: Future<Output = Result<T, ClientError>>>(
 impl Global {
     /// The socket: as asked, else the configuration's, else the default one.
     fn socket_path(&self) -> PathBuf {
-        let configured = || Some(load_config(&self.config).ok()?.director.socket);
+        let configured = || socket_of(&std::fs::read_to_string(&self.config).ok()?);
         self.socket.clone().or_else(configured).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET))
     }
 }

@@ -15,7 +15,7 @@ use crate::io::{Placement, Region, RegionError, StateDirectory};
 use std::path::Path;
 
 /// Name of the file in the state directory.
-const FILE: &str = "flows";
+pub const REGION_FILE: &str = "flows";
 /// Places for persistence entries: as many as a million sessions of a quarter as many clients
 /// need; 16 MiB.
 pub const PERSISTENCE_CAPACITY: u32 = 262_144;
@@ -81,7 +81,7 @@ impl FlowRegion {
     pub fn open(directory: &Path, geometry: &Geometry) -> Result<Self, FlowRegionError> {
         let boot = boot_id()?;
         let lock = StateDirectory::lock(directory)?;
-        let found = match lock.open(FILE)? {
+        let found = match lock.open(REGION_FILE)? {
             Some(mut region) => read_header(&mut region).map(|info| (region, info)),
             None => None,
         };
@@ -170,7 +170,7 @@ fn create(
 ) -> Result<(RegionParts<'static>, Placement), FlowRegionError> {
     let layout = RegionLayout::new(geometry);
     // usize is 64 bits wherever io_uring is.
-    let region = lock.create(FILE, layout.length as u64)?;
+    let region = lock.create(REGION_FILE, layout.length as u64)?;
     let (bytes, placement) = region.leak();
     let parts = RegionParts::split(bytes, &layout)?;
     parts.header.write(geometry, origin);

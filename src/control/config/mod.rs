@@ -29,6 +29,7 @@ pub use types::{
 };
 
 use reader::{Problems, Table};
+use std::path::PathBuf;
 use toml::de::DeTable;
 
 /// Reads a configuration.
@@ -62,6 +63,15 @@ pub fn parse(text: &str, file_name: &str) -> Result<Config, ConfigErrors> {
         Some(config) if problems.is_empty() => Ok(config),
         _ => Err(problems.into_errors(file_name, text)),
     }
+}
+
+/// The admin socket that a text names, whatever else is wrong with it: a command that is to say
+/// that the file is refused has to find the director first.
+#[must_use]
+pub fn socket_of(text: &str) -> Option<PathBuf> {
+    let (document, _) = DeTable::parse_recoverable(text);
+    let director = document.get_ref().get("director")?.get_ref().as_table()?;
+    director.get("socket")?.get_ref().as_str().map(PathBuf::from)
 }
 
 #[cfg(test)]

@@ -15,8 +15,9 @@ pub use views::{ConnectionFilter, PAGE};
 use super::admin::server;
 use super::build::PathTarget;
 use super::config::{Config, LoadedKey};
-use super::finding::Finding;
+use super::finding::Severity;
 use super::firewall;
+use super::host;
 use super::netlink::watch::{HostChange, HostWatch};
 use super::netlink::{Netlink, NetlinkError};
 use super::runtime;
@@ -81,8 +82,6 @@ pub struct Daemon {
     flows: &'static [Slot],
     adopted: u64,
     started: Time,
-    /// Findings about the host at start.
-    findings: Vec<Finding>,
     state: RefCell<State>,
     /// Held while the world is changed: a change looks at the host and must not meet another.
     changing: tokio::sync::Mutex<()>,
@@ -109,11 +108,20 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     let admin = server::listen(Rc::clone(&daemon)).map_err(StartError::Admin)?;
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(pid = std::process::id(), "ready");
+    runtime::spawn(look_at_host(Rc::clone(&daemon)));
     let Started { daemon, thread, mut ended, watch } = started;
     let result = serve(&daemon, signals, &mut ended, watch).await;
     notify(&[sd_notify::NotifyState::Stopping]);
+    tracing::info!("stopping");
     drop(admin);
-    stop(&daemon, ended, thread).await;
+    daemon.leave_host().await;
+    // A worker that has ended, or is stuck, is not waited for again.
+    if result.is_ok() {
+        end_worker(&daemon, ended, thread).await;
+    }
+    if let Err(error) = firewall::remove(daemon.tap.name()) {
+        tracing::warn!("{error}");
+    }
     result
 }
 
@@ -187,6 +195,29 @@ fn how_it_ended(end: Result<Result<IoCounters, EngineError>, oneshot::error::Rec
     }
 }
 
+/// Says what is wrong with the host. After the start, which it must neither delay nor stop: an
+/// operator may be about to mend it, and known connections go on.
+async fn look_at_host(daemon: Rc<Daemon>) {
+    let config = daemon.state.borrow().config.clone();
+    let facts = match host::observe(&config).await {
+        Ok(facts) => facts,
+        Err(error) => {
+            tracing::warn!(%error, "the host's setup could not be looked at");
+            return;
+        }
+    };
+    let findings = host::judge(&config, &facts);
+    for finding in &findings {
+        let help = finding.help.replace('\n', "; ");
+        match finding.severity {
+            Severity::Error => tracing::error!(help, "{}", finding.message),
+            Severity::Warning => tracing::warn!(help, "{}", finding.message),
+            Severity::Note => tracing::info!(help, "{}", finding.message),
+        }
+    }
+    daemon.state.borrow_mut().findings = findings;
+}
+
 async fn reload_by_signal(daemon: Rc<Daemon>) {
     let monotonic = sd_notify::NotifyState::monotonic_usec_now().ok();
     let mut states = vec![sd_notify::NotifyState::Reloading];
@@ -199,14 +230,12 @@ async fn reload_by_signal(daemon: Rc<Daemon>) {
     notify(&[sd_notify::NotifyState::Ready]);
 }
 
-/// Takes back what was put on the host. What cannot be taken back is said and left.
-async fn stop(
+/// Lets the worker end what is in flight.
+async fn end_worker(
     daemon: &Daemon,
     ended: oneshot::Receiver<Result<IoCounters, EngineError>>,
     thread: std::thread::JoinHandle<()>,
 ) {
-    tracing::info!("stopping");
-    daemon.leave_host().await;
     daemon.worker.stop();
     if tokio::time::timeout(WORKER_ENDS, ended).await.is_err() {
         tracing::error!("the worker does not end; leaving it");
@@ -215,9 +244,6 @@ async fn stop(
     // It has said that it ended, so this does not wait.
     if thread.join().is_err() {
         tracing::error!("the worker panicked");
-    }
-    if let Err(error) = firewall::remove(daemon.tap.name()) {
-        tracing::warn!("{error}");
     }
 }
 

@@ -9,9 +9,7 @@ use crate::control::build::{BuildError, CookieRoot, PathTarget, World};
 use crate::control::config::{Announce, Config, HashKeyError, IoEngine, LoadedKey, config_hash};
 use crate::control::destinations::DESTINATION_CAPACITY;
 use crate::control::egress_paths::EgressPaths;
-use crate::control::finding::{Finding, Severity};
 use crate::control::flow_region::{FlowRegion, FlowRegionError, PERSISTENCE_CAPACITY};
-use crate::control::host;
 use crate::control::netlink::egress::FixedSources;
 use crate::control::netlink::links::Link;
 use crate::control::netlink::watch::HostWatch;
@@ -42,6 +40,9 @@ use tokio::sync::oneshot;
 /// How long one epoch of the cookies in outer ids lasts. Errors about a packet arrive within
 /// seconds; a guesser has this long to try 65 536 values, of which 16 a minute are looked at.
 pub(super) const COOKIE_EPOCH: Duration = Duration::from_secs(3600);
+
+/// How long the TAP of a killed director may take to go.
+const OLD_TAP_GONE: Duration = Duration::from_secs(3);
 
 /// Why a director did not start.
 #[derive(Debug, thiserror::Error)]
@@ -93,17 +94,16 @@ pub enum StartError {
 /// Starts a director.
 pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Started, StartError> {
     let key = LoadedKey::load(config.director.hash_key_file.as_deref())?;
-    let findings = host_findings(&config).await?;
     let netlink = Netlink::open()?;
     // Listen before the first look, so that no change falls in between.
     let watch = HostWatch::open()?;
     let client = client_interface(&netlink, &config).await?;
-    let tap = open_tap(&config, &client)?;
+    let geometry = Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY);
+    let mut region = FlowRegion::open(&config.director.state_dir, &geometry)?;
+    let tap = open_tap(&config, &client).await?;
     let choice = io::choose(preference(config.director.io), &tap)?;
     tracing::info!(engine = %choice.engine, reason = choice.reason, "io engine chosen");
 
-    let geometry = Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY);
-    let mut region = FlowRegion::open(&config.director.state_dir, &geometry)?;
     let counters = Arc::new(Counters::new(DESTINATION_CAPACITY));
     let cookies =
         CookieRoot { secret: region.info.origin.cookie_secret, epoch: region.info.cookie_epoch };
@@ -137,6 +137,7 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         groups: None,
         draining: HashMap::new(),
         next_drain_look: now(),
+        findings: Vec::new(),
         client_mac,
         client_index: client.index,
         config,
@@ -195,31 +196,16 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         flows: region.flows,
         adopted: u64::from(report.adopted),
         started: now(),
-        findings,
         state: RefCell::new(state),
         changing: tokio::sync::Mutex::new(()),
         _state_directory: region.lock,
     });
+    // Flows that were adopted for real servers that are not configured any more.
+    daemon.mark_draining();
     daemon.enter_host().await.map_err(StartError::Host)?;
     let hash = config_hash(&daemon.state.borrow().config);
     tracing::info!(%hash, key = daemon.key.fingerprint(), "forwarding");
     Ok(Started { daemon, thread, ended, watch })
-}
-
-/// What is wrong with the host, which is said and does not stop the start: an operator may be
-/// about to mend it, and flows that are known must go on.
-async fn host_findings(config: &Config) -> Result<Vec<Finding>, StartError> {
-    let facts = host::observe(config).await?;
-    let findings = host::judge(config, &facts);
-    for finding in &findings {
-        let help = finding.help.replace('\n', "; ");
-        match finding.severity {
-            Severity::Error => tracing::error!(help, "{}", finding.message),
-            Severity::Warning => tracing::warn!(help, "{}", finding.message),
-            Severity::Note => tracing::info!(help, "{}", finding.message),
-        }
-    }
-    Ok(findings)
 }
 
 async fn client_interface(netlink: &Netlink, config: &Config) -> Result<Link, StartError> {
@@ -232,12 +218,23 @@ async fn client_interface(netlink: &Netlink, config: &Config) -> Result<Link, St
     Ok(link)
 }
 
-fn open_tap(config: &Config, client: &Link) -> Result<Tap, TapError> {
-    Tap::open(&TapConfig {
+/// Makes the TAP. After `kill -9` the kernel takes a moment to end the old ring, which holds the
+/// old TAP; as the state directory is ours, nobody else can be using it for long.
+async fn open_tap(config: &Config, client: &Link) -> Result<Tap, TapError> {
+    let wanted = TapConfig {
         name: config.director.tap.clone(),
         mtu: config.director.mtu.map_or(client.mtu, u32::from),
         queue_length: config.director.tap_queue_length,
-    })
+    };
+    let deadline = now() + OLD_TAP_GONE;
+    loop {
+        match Tap::open(&wanted) {
+            Err(TapError::Busy { .. }) if now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            result => return result,
+        }
+    }
 }
 
 pub(super) fn preference(io: IoEngine) -> IoPreference {

@@ -3,6 +3,7 @@
 use super::super::build::{CookieRoot, PathTarget, World};
 use super::super::config::Config;
 use super::super::egress_paths::EgressPaths;
+use super::super::finding::Finding;
 use super::super::netlink::egress::Survey;
 use super::super::netlink::neighbours::NeighbourKey;
 use crate::dataplane::ids::{DestinationId, RealId, VipId};
@@ -39,6 +40,8 @@ pub(super) struct State {
     pub(super) draining: HashMap<DestinationId, Time>,
     /// When it is looked at next whether they have ended.
     pub(super) next_drain_look: Time,
+    /// What is wrong with the host, as far as was seen at start.
+    pub(super) findings: Vec<Finding>,
     /// MAC of the client-facing interface, where Adit answers there.
     pub(super) client_mac: Option<[u8; 6]>,
     /// Number of the client-facing interface.

@@ -244,7 +244,10 @@ impl Daemon {
                 .map(|c| c.active.get() + c.inactive.get())
                 .sum()
         };
-        let changes: Vec<Change> = diff::changes(&state.config, new, request.now, flows);
+        let mut changes: Vec<Change> = diff::changes(&state.config, new, request.now, flows);
+        if request.now {
+            changes.extend(cuts(&state, &self.counters));
+        }
         Ok(Reloaded {
             applied: false,
             old_hash: config_hash(&state.config).to_string(),
@@ -279,28 +282,25 @@ impl Daemon {
             state.world.destinations = destinations;
             return Err(error);
         }
-        self.mark_draining(request.now)?;
+        self.mark_draining();
+        if request.now {
+            self.state.borrow_mut().world.destinations.cut();
+            self.publish()?;
+        }
         self.keep_neighbours().await;
         self.enter_host().await.map_err(ReloadError::Host)
     }
 
-    /// Remembers since when destinations drain; with `cut` takes them out of force at once.
-    fn mark_draining(&self, cut: bool) -> Result<(), ReloadError> {
-        {
-            let mut state = self.state.borrow_mut();
-            let State { world, draining, .. } = &mut *state;
-            draining.retain(|id, _| world.destinations.get(*id).is_some_and(|k| !k.configured));
-            for (id, known) in world.destinations.iter() {
-                if !known.configured {
-                    draining.entry(id).or_insert_with(now);
-                }
+    /// Remembers since when destinations drain.
+    pub(super) fn mark_draining(&self) {
+        let mut state = self.state.borrow_mut();
+        let State { world, draining, .. } = &mut *state;
+        draining.retain(|id, _| world.destinations.get(*id).is_some_and(|k| !k.configured));
+        for (id, known) in world.destinations.iter() {
+            if !known.configured {
+                draining.entry(id).or_insert_with(now);
             }
-            if !cut {
-                return Ok(());
-            }
-            world.destinations.cut();
         }
-        self.publish()
     }
 
     /// Timers: the worker's events, persistence, the end of draining.
@@ -463,6 +463,26 @@ fn announce_vips<'a>(interface: u32, mac: Mac, vips: impl Iterator<Item = &'a Ip
             tracing::warn!(%vip, %errno, "not announced");
         }
     }
+}
+
+/// What has been draining since earlier changes and would be cut now.
+fn cuts(state: &State, counters: &Counters) -> Vec<Change> {
+    let mut changes = Vec::new();
+    for (id, known) in state.world.destinations.iter() {
+        let Some(counters) = counters.destinations.get(id.index()) else { continue };
+        let connections = counters.active.get() + counters.inactive.get();
+        if known.configured || known.cut || connections == 0 {
+            continue;
+        }
+        let real = state.world.address_of(known.key.real);
+        let real = real.map_or_else(|| "?".to_owned(), |address| address.to_string());
+        changes.push(Change {
+            what: format!("service {}: real server {real} drains", known.key.service),
+            effect: "its connections are cut".to_owned(),
+            connections,
+        });
+    }
+    changes
 }
 
 /// Joins the solicited-node groups of IPv6 VIPs, so that solicitations for them arrive.

@@ -50,7 +50,7 @@ impl Daemon {
         let config_warnings = state.config.warnings();
         let mut warnings: Vec<Finding> =
             config_warnings.into_iter().map(|w| Finding::warning(w.message, w.help)).collect();
-        warnings.extend(self.findings.iter().filter(|f| f.severity != Severity::Note).cloned());
+        warnings.extend(state.findings.iter().filter(|f| f.severity != Severity::Note).cloned());
         let silence = self.worker.silence(now()).as_millis();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -4,8 +4,11 @@ use super::firewall::{Hook, HookChain};
 use super::observe::HostFacts;
 use crate::control::config::{Capture, Config, Ports};
 use crate::control::finding::Finding;
+use crate::control::flow_region::PERSISTENCE_CAPACITY;
 use crate::control::netlink::egress::{Egress, KernelReason};
 use crate::control::netlink::routes::RouteKind;
+use crate::dataplane::conntrack;
+use crate::dataplane::region::{Geometry, RegionLayout};
 use std::net::IpAddr;
 
 // linux/capability.h
@@ -28,6 +31,7 @@ pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
         reverse_path(config, facts, &mut findings);
     }
     firewalls(config, facts, &mut findings);
+    memory(config, facts, &mut findings);
     vips(config, facts, &mut findings);
     real_servers(facts, &mut findings);
     findings.sort_by_key(|f| f.severity);
@@ -248,6 +252,65 @@ fn output_rules(facts: &HostFacts, chain: &HookChain) -> Option<Finding> {
     Some(if routed { Finding::error(message, help) } else { Finding::warning(message, help) })
 }
 
+/// What the flow table takes: slots in the region's file (a tmpfs counts as memory), its index
+/// and lists in this process.
+fn memory(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    let max = config.director.max_connections;
+    let needs = MemoryNeeds::of(config);
+    if facts.state_dir_free.is_some_and(|free| free < needs.region) {
+        findings.push(Finding::error(
+            format!("no room for the flow region in {}", config.director.state_dir.display()),
+            format!(
+                "max_connections = {max} takes {} MiB there, and {} MiB are free",
+                mebibytes(needs.region),
+                mebibytes(facts.state_dir_free.unwrap_or(0)),
+            ),
+        ));
+    }
+    if facts.memory_available.is_some_and(|available| available < needs.total()) {
+        findings.push(Finding::error(
+            format!("max_connections = {max} takes {} MiB", mebibytes(needs.total())),
+            format!(
+                "{} MiB of memory are available: lower max_connections",
+                mebibytes(facts.memory_available.unwrap_or(0))
+            ),
+        ));
+    }
+}
+
+fn mebibytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
+}
+
+/// Memory that a configuration takes at start, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryNeeds {
+    /// The region's file: flow slots, directories, persistence.
+    pub region: u64,
+    /// The flow table's index and lists.
+    pub index: u64,
+}
+
+impl MemoryNeeds {
+    /// What `config` takes.
+    #[must_use]
+    pub fn of(config: &Config) -> Self {
+        let max = config.director.max_connections;
+        let geometry = Geometry::new(max, 1, PERSISTENCE_CAPACITY);
+        let table = conntrack::memory_for(max as usize);
+        MemoryNeeds {
+            region: RegionLayout::new(&geometry).length as u64,
+            index: (table.total() - table.slots) as u64,
+        }
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.region + self.index
+    }
+}
+
 fn vips(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     for (vip, route) in &facts.vip_routes {
         if route.kind == RouteKind::Local {
@@ -257,6 +320,17 @@ fn vips(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
                     "its packets would be taken in by the host and never reach the TAP:\n\
                      ip addr del {vip}/{} dev <its device>",
                     if vip.is_ipv4() { 32 } else { 128 }
+                ),
+            ));
+        }
+    }
+    for vip in &facts.foreign_routes {
+        if config.director.capture == Capture::Route {
+            findings.push(Finding::error(
+                format!("there is a host route for the VIP {vip} already"),
+                format!(
+                    "Adit does not replace it, and it may lead packets past the TAP:\n\
+                     ip route show {vip}"
                 ),
             ));
         }
@@ -366,7 +440,7 @@ mod tests {
     #[test]
     fn each_fault_is_named() {
         use Severity::{Error, Warning};
-        let cases: [Case; 15] = [
+        let cases: [Case; 18] = [
             (|f| f.interface = None, Error, "no interface eth0"),
             (|f| f.interface.as_mut().unwrap().up = false, Error, "eth0 is down"),
             (|f| f.forwarding_v4 = Some(false), Error, "IPv4 forwarding is off"),
@@ -378,6 +452,9 @@ mod tests {
             (|f| f.tun_refused = Some("no".into()), Error, "/dev/net/tun"),
             (|f| f.io_uring_disabled = Some(2), Error, "io_uring is disabled"),
             (|f| f.nft_missing = true, Error, "nft"),
+            (|f| f.memory_available = Some(1 << 20), Error, "max_connections"),
+            (|f| f.state_dir_free = Some(1 << 20), Error, "/run/adit"),
+            (|f| f.foreign_routes = vec![IpAddr::from([192, 0, 2, 1])], Error, "host route"),
             (|f| f.chains_unseen = Some("no".into()), Warning, "cannot be seen"),
             (|f| f.chains = vec![drop_chain(&[])], Error, "inet filter forward"),
             (|f| f.foreign_sources = vec![IpAddr::from([10, 0, 0, 1])], Error, "10.0.0.1"),

@@ -5,5 +5,5 @@ pub mod firewall;
 pub mod judge;
 pub mod observe;
 
-pub use judge::judge;
+pub use judge::{MemoryNeeds, judge};
 pub use observe::{HostFacts, observe};

@@ -2,6 +2,7 @@
 
 use super::firewall::{self, HookChain};
 use crate::control::config::Config;
+use crate::control::flow_region::REGION_FILE;
 use crate::control::netlink::egress::{FixedSources, Survey};
 use crate::control::netlink::links::Link;
 use crate::control::netlink::routes::{Route, RouteKind};
@@ -56,6 +57,10 @@ pub struct HostFacts {
     pub survey: Survey,
     /// The route to each VIP.
     pub vip_routes: Vec<(IpAddr, Route)>,
+    /// VIPs for which there is a host route that Adit did not make.
+    pub foreign_routes: Vec<IpAddr>,
+    /// Bytes free in the state directory's file system; `None` where there is no such directory.
+    pub state_dir_free: Option<u64>,
     /// Configured outer sources that are not addresses of this host.
     pub foreign_sources: Vec<IpAddr>,
 }
@@ -68,13 +73,19 @@ pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
     let netlink = Netlink::open()?;
     let director = &config.director;
     let sources = FixedSources { v4: config.tunnel.source_v4, v6: config.tunnel.source_v6 };
-    let mut facts = local(config);
+    let for_local = config.clone();
+    // Runs programs and reads files, which may take a while: beside the runtime.
+    let mut facts = tokio::task::spawn_blocking(move || local(&for_local))
+        .await
+        .map_err(|error| NetlinkError::new("cannot look at the host", io::Error::other(error)))?;
     facts.interface = netlink.link_by_name(&director.interface).await?;
     facts.tap = netlink.link_by_name(&director.tap).await?;
     facts.survey = netlink.survey(&config.real_addresses(), sources).await?;
     for vip in config.vips() {
         facts.vip_routes.push((vip, netlink.route_to(vip, None).await?));
     }
+    let routed = netlink.foreign_host_routes().await?;
+    facts.foreign_routes = config.vips().into_iter().filter(|v| routed.contains(v)).collect();
     let fixed = [sources.v4.map(IpAddr::V4), sources.v6.map(IpAddr::V6)];
     for source in fixed.into_iter().flatten() {
         if netlink.route_to(source, None).await?.kind != RouteKind::Local {
@@ -127,8 +138,19 @@ fn local(config: &Config) -> HostFacts {
         io_uring_disabled: sysctl("kernel/io_uring_disabled"),
         memlock: limit.ok().map(|(soft, _)| soft).filter(|soft| *soft != libc::RLIM_INFINITY),
         memory_available: memory_available(),
+        state_dir_free: free_in(&config.director.state_dir),
         ..HostFacts::default()
     }
+}
+
+/// Bytes that are free where `directory` is or would be made.
+fn free_in(directory: &Path) -> Option<u64> {
+    let existing = directory.ancestors().find(|path| path.exists())?;
+    let system = nix::sys::statvfs::statvfs(existing).ok()?;
+    let free = system.blocks_available().checked_mul(system.fragment_size())?;
+    // A region that is there already is used again, or replaced.
+    let region = fs::metadata(directory.join(REGION_FILE)).map_or(0, |file| file.len());
+    free.checked_add(region)
 }
 
 /// A single number in a file of /proc.

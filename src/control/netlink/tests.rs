@@ -131,6 +131,7 @@ fn a_foreign_route_is_not_replaced() {
         let error = netlink.set_vip_routes(&[ip("192.0.2.1")], tap.index).await.unwrap_err();
         assert!(error.to_string().contains("which Adit did not make"), "{error}");
         assert!(run("ip route show 192.0.2.1").contains("dev lo"));
+        assert_eq!(netlink.foreign_host_routes().await.unwrap(), [ip("192.0.2.1")]);
         assert_eq!(netlink.link_by_name("nothing").await.unwrap(), None);
     });
 }

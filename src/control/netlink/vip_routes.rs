@@ -106,6 +106,24 @@ impl Netlink {
     /// # Errors
     /// When the kernel does not answer.
     pub async fn vip_routes(&self) -> Result<Vec<VipRoute>, NetlinkError> {
+        Ok(self.main_table().await?.iter().filter_map(ours).collect())
+    }
+
+    /// Addresses for which somebody else has put a host route into the main table.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn foreign_host_routes(&self) -> Result<Vec<IpAddr>, NetlinkError> {
+        let foreign = |message: &RouteMessage| {
+            let protocol = message.header.protocol;
+            // The kernel's own are those of addresses, which are looked at elsewhere.
+            let not_theirs = [RouteProtocol::Other(ROUTE_PROTOCOL), RouteProtocol::Kernel];
+            host_route(message).filter(|_| !not_theirs.contains(&protocol))
+        };
+        Ok(self.main_table().await?.iter().filter_map(foreign).collect())
+    }
+
+    async fn main_table(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
@@ -113,7 +131,7 @@ impl Netlink {
             let mut routes = self.handle.route().get(message).execute();
             loop {
                 match routes.try_next().await {
-                    Ok(Some(message)) => found.extend(ours(&message)),
+                    Ok(Some(message)) => found.push(message),
                     Ok(None) => break,
                     Err(error) => {
                         return Err(NetlinkError::request("cannot list routes", error));
@@ -121,6 +139,7 @@ impl Netlink {
                 }
             }
         }
+        found.retain(|message| message.header.table == RouteHeader::RT_TABLE_MAIN);
         Ok(found)
     }
 
@@ -171,25 +190,24 @@ fn stale(present: &[VipRoute], wanted: &[VipRoute], tap: u32) -> Vec<VipRoute> {
 }
 
 fn ours(message: &RouteMessage) -> Option<VipRoute> {
-    let header = &message.header;
-    if header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL)
-        || header.table != RouteHeader::RT_TABLE_MAIN
-    {
+    if message.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
         return None;
     }
-    let mut vip = None;
-    let mut oif = None;
-    for attribute in &message.attributes {
-        if let RouteAttribute::Destination(address) = attribute {
-            vip = ip(address);
-        } else if let RouteAttribute::Oif(index) = attribute {
-            oif = Some(*index);
-        }
-    }
+    let oif = message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None }
+    });
     // IPv6 shows blackhole routes with the loopback device.
-    let tap = if header.kind == RouteType::BlackHole { None } else { oif };
-    let vip = vip.filter(|vip| full_length(*vip) == header.destination_prefix_length)?;
-    Some(VipRoute { vip, tap })
+    let tap = if message.header.kind == RouteType::BlackHole { None } else { oif };
+    Some(VipRoute { vip: host_route(message)?, tap })
+}
+
+/// The address of a route to one host.
+fn host_route(message: &RouteMessage) -> Option<IpAddr> {
+    let destination = message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Destination(address) = attribute { ip(address) } else { None }
+    })?;
+    let whole = full_length(destination) == message.header.destination_prefix_length;
+    whole.then_some(destination)
 }
 
 #[cfg(test)]
