@@ -3,6 +3,7 @@
 //! One thread, one runtime. The worker is told of the world by snapshots and never waits for
 //! anything here; when it ends for whatever reason, so does the process, with an error.
 
+mod host_entry;
 mod start;
 mod state;
 mod update;

@@ -1,0 +1,112 @@
+//! Leading VIPs to a running director, and no longer: routes, firewall, announcements.
+
+use super::Daemon;
+use crate::control::config::{Announce, Capture};
+use crate::control::firewall;
+use crate::dataplane::neighbour::{self, Mac};
+use crate::io::{EgressTarget, JoinedGroups, OpenEgress};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+impl Daemon {
+    /// Makes the host lead the VIPs here: routes, firewall, multicast groups. Doing it twice is
+    /// the same as once.
+    pub(super) async fn enter_host(&self) -> Result<(), String> {
+        let (vips, capture, announce, interface, client_index) = {
+            let state = self.state.borrow();
+            let director = &state.config.director;
+            let interface = director.interface.clone();
+            (
+                state.vips_in_force(),
+                director.capture,
+                director.announce,
+                interface,
+                state.client_index,
+            )
+        };
+        let list: Vec<IpAddr> = vips.iter().copied().collect();
+        let rules =
+            firewall::Rules { tap: self.tap.name().to_owned(), interface, vips: list.clone() };
+        tokio::task::spawn_blocking(move || rules.apply())
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())?;
+        if announce == Announce::Arp {
+            let groups = join_groups(client_index, &vips)?;
+            self.state.borrow_mut().groups = groups;
+        }
+        if capture == Capture::Route {
+            self.netlink
+                .set_vip_routes(&list, self.tap.index())
+                .await
+                .map_err(|error| error.to_string())?;
+        }
+        let mut state = self.state.borrow_mut();
+        if let Some(mac) = state.client_mac {
+            announce_vips(client_index, mac, vips.difference(&state.vips));
+        }
+        state.vips = vips;
+        Ok(())
+    }
+
+    /// Takes routes and neighbour care back. The firewall's rules go last, after the TAP.
+    pub(super) async fn leave_host(&self) {
+        let (vips, capture, kept) = {
+            let state = self.state.borrow();
+            let vips: Vec<IpAddr> = state.vips.iter().copied().collect();
+            let kept: Vec<_> = state.kept.keys().copied().collect();
+            (vips, state.config.director.capture, kept)
+        };
+        if capture == Capture::Route
+            && let Err(error) = self.netlink.remove_vip_routes(&vips, self.tap.index()).await
+        {
+            tracing::error!(%error, "routes of VIPs stay behind");
+        }
+        for key in kept {
+            if let Err(error) = self.netlink.release_neighbour(key).await {
+                tracing::warn!(%error, "a neighbour entry stays behind");
+            }
+        }
+        self.state.borrow_mut().groups = None;
+    }
+}
+
+/// Tells the neighbours where new VIPs are (RFC 5227 §3, RFC 4861 §7.2.6): those that remember
+/// another host would go on sending there. It is news, not needed by those that ask.
+fn announce_vips<'a>(interface: u32, mac: Mac, vips: impl Iterator<Item = &'a IpAddr>) {
+    let path = match OpenEgress::open(&EgressTarget::Direct { interface }) {
+        Ok(path) => path,
+        Err(error) => {
+            tracing::warn!(%error, "VIPs are not announced");
+            return;
+        }
+    };
+    for vip in vips {
+        let sent = match vip {
+            IpAddr::V4(vip) => path.send(&neighbour::gratuitous_arp(mac, *vip)),
+            IpAddr::V6(vip) => path.send(&neighbour::unsolicited_advertisement(mac, *vip)),
+        };
+        if let Err(errno) = sent {
+            tracing::warn!(%vip, %errno, "not announced");
+        }
+    }
+}
+
+/// Joins the solicited-node groups of IPv6 VIPs, so that solicitations for them arrive.
+fn join_groups(interface: u32, vips: &BTreeSet<IpAddr>) -> Result<Option<JoinedGroups>, String> {
+    let v6: Vec<_> = vips
+        .iter()
+        .filter_map(|vip| if let IpAddr::V6(v6) = vip { Some(v6) } else { None })
+        .collect();
+    if v6.is_empty() {
+        return Ok(None);
+    }
+    let groups = JoinedGroups::new(interface).map_err(|error| error.to_string())?;
+    for vip in v6 {
+        let [.., a, b, c] = vip.octets();
+        // RFC 4291 section 2.7.1: ff02::1:ff00:0/104 and the address's last 24 bits.
+        let group = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c];
+        groups.join(group.into()).map_err(|error| error.to_string())?;
+    }
+    Ok(Some(groups))
+}
