@@ -4,9 +4,11 @@
 
 mod world;
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use adit::dataplane::{
+    packet::ip_addr,
+    persistence::PersistenceEvent,
     scheduler::{Member, SchedulerKind},
     service::{DfPolicy, Ports, Protocol},
     verdict::{Account, DropReason, Event, ReplyTo, SendResult, Source, Verdict},
@@ -338,5 +340,42 @@ fn held_fragments_are_let_go_after_their_time() {
     world.tick();
     assert_eq!(world.counters.worker.held.get(), 0);
     assert_eq!(world.counters.dropped(DropReason::FragmentTimeout).get(), 1);
+
+/// Under round robin, so that only persistence brings a client back.
+#[test]
+fn a_persistent_client_comes_back_unless_its_server_takes_no_new_flows() {
+    let spec = || ServiceSpec::orders(SchedulerKind::Wrr).persistent(600);
+    let mut world = World::new(snapshot(vec![spec()]), 1000);
+    let kept = real_of(&mut world, &Tcp::syn(CLIENT, VIP).frame()).unwrap();
+    for offset in 0..5 {
+        world.advance(Duration::from_millis(300));
+        let _ = world.receive(&Tcp::data(CLIENT, VIP, offset, b"x").frame());
+    }
+    let Some(Event::Established { destination, client }) = world.shell.events.pop() else {
+        panic!("{:?}", world.shell.events);
+    };
+    let target = world.snapshot.destination(destination).unwrap();
+    let (policy, real) = (target.persistence.unwrap(), target.real);
+    let event = PersistenceEvent::established(&policy, ip_addr(&client), real, world.now);
+    world.persistence.record(&event);
+    let reals_of = |world: &mut World, client: &str| -> HashSet<IpAddr> {
+        let syn = |port| Tcp::syn(&format!("{client}:{port}"), VIP).frame();
+        (41_000..41_010).map(|port| real_of(world, &syn(port)).unwrap()).collect()
+    };
+    assert_eq!(reals_of(&mut world, "192.0.2.7"), HashSet::from([kept]));
+    assert_eq!(world.counters.worker.persisted.get(), 10);
+    assert_eq!(reals_of(&mut world, "192.0.2.8").len(), 2, "another client");
+    // Draining: the flows it has still find it, also those without an entry; new ones do not.
+    let mut draining = spec();
+    draining.members.iter_mut().for_each(|member| member.draining = member.address == kept);
+    world.snapshot = snapshot(vec![draining]);
+    let unknown = Tcp::data("192.0.2.7:42000", VIP, 0, b"x").frame();
+    assert_eq!(real_of(&mut world, &unknown), Some(kept));
+    let syn = Tcp::syn("192.0.2.7:42001", VIP).frame();
+    assert_ne!(real_of(&mut world, &syn), Some(kept));
+    // Back in service, and the entry over.
+    world.snapshot = snapshot(vec![spec()]);
+    world.advance(Duration::from_secs(601));
+    assert_eq!(reals_of(&mut world, "192.0.2.7").len(), 2);
     assert_ledger(&world);
 }
