@@ -332,6 +332,16 @@ mod tests {
                 PersistenceGroup::of_service("198.51.100.10".parse().unwrap(), 5432, 6).0
             ),
         ];
+        let key = PlacementKey::of_flow(
+            &HashKey::DEFAULT,
+            &flow("192.0.2.7", 40000, "198.51.100.10", 5432, 6),
+        );
+        let probes = [0, 1, 63].map(|k| {
+            let probe = key.probe(k);
+            format!("{k} {} {:08x}", probe.slot(65_537), probe.acceptance)
+        });
+        let with_server = format!("{:016x}", key.with_server("10.20.0.11".parse().unwrap()));
+        let lines = [lines.to_vec(), probes.to_vec(), vec![with_server]].concat();
         assert_eq!(lines.join("\n"), include_str!("scheduler/golden/keys.txt").trim_end());
     }
 

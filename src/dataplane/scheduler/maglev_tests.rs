@@ -30,8 +30,12 @@ fn maglev(members: &[Member]) -> Maglev {
     Maglev::new(members, &mut TableCache::new(HashKey::DEFAULT)).unwrap()
 }
 
-fn choices(maglev: &Maglev, members: &[Member], keys: u64) -> Vec<Option<usize>> {
-    (0..keys).map(|number| maglev.schedule(&flow_key(number), members)).collect()
+fn flow_keys(count: u64) -> Vec<PlacementKey> {
+    (0..count).map(flow_key).collect()
+}
+
+fn choices(maglev: &Maglev, members: &[Member], keys: &[PlacementKey]) -> Vec<Option<usize>> {
+    keys.iter().map(|key| maglev.schedule(key, members)).collect()
 }
 
 /// Σ (observed − expected)² / expected over members with effective weight.
@@ -60,12 +64,13 @@ fn shares_follow_the_effective_weights() {
         &[(100, 1), (100, 100), (100, 33)],
         &[(1000, 10), (1000, 20), (1000, 0), (500, 5)],
     ];
+    let keys = flow_keys(40_000);
     for case in cases {
         let mut members = members(&case.iter().map(|&(weight, _)| weight).collect::<Vec<_>>());
         for (member, &(_, effective)) in members.iter_mut().zip(case) {
             member.effective_weight = effective;
         }
-        let choices = choices(&maglev(&members), &members, 40_000);
+        let choices = choices(&maglev(&members), &members, &keys);
         // At most 4 degrees of freedom: above 23.5 with a probability of 1 in 10 000. The keys
         // are seeded, so this passes always or never.
         let chi_square = chi_square(&choices, &members);
@@ -75,6 +80,7 @@ fn shares_follow_the_effective_weights() {
 
 #[test]
 fn changing_one_weight_moves_keys_only_to_or_from_that_server() {
+    let keys = flow_keys(20_000);
     let configured = [100, 100, 50, 200, 100, 10];
     // Others reduced too, down to where rendezvous decides a part of the keys.
     for others in [100, 50, 2] {
@@ -89,9 +95,9 @@ fn changing_one_weight_moves_keys_only_to_or_from_that_server() {
             let weights = [0, 1, members[changed].weight / 2, members[changed].weight];
             for (lower, higher) in weights.windows(2).map(|pair| (pair[0], pair[1])) {
                 after[changed].effective_weight = lower;
-                let before_rise = choices(&maglev, &after, 20_000);
+                let before_rise = choices(&maglev, &after, &keys);
                 after[changed].effective_weight = higher;
-                let after_rise = choices(&maglev, &after, 20_000);
+                let after_rise = choices(&maglev, &after, &keys);
                 let mut moved = 0;
                 for (old, new) in before_rise.iter().zip(&after_rise) {
                     if old != new {
@@ -109,7 +115,8 @@ fn changing_one_weight_moves_keys_only_to_or_from_that_server() {
 fn a_server_that_fails_hands_over_its_own_keys_only_and_gets_them_back() {
     let up = members(&[100, 100, 50, 200]);
     let maglev = maglev(&up);
-    let before = choices(&maglev, &up, 20_000);
+    let keys = flow_keys(20_000);
+    let before = choices(&maglev, &up, &keys);
     for state in ["down", "draining", "weight 0"] {
         let mut after = up.clone();
         match state {
@@ -117,12 +124,12 @@ fn a_server_that_fails_hands_over_its_own_keys_only_and_gets_them_back() {
             "draining" => after[1].draining = true,
             _ => after[1].effective_weight = 0,
         }
-        for (old, new) in before.iter().zip(choices(&maglev, &after, 20_000)) {
+        for (old, new) in before.iter().zip(choices(&maglev, &after, &keys)) {
             assert!(new != Some(1), "{state}");
             assert!(*old == Some(1) || *old == new, "{state}: {old:?} to {new:?}");
         }
     }
-    assert_eq!(before, choices(&maglev, &up, 20_000));
+    assert_eq!(before, choices(&maglev, &up, &keys));
 }
 
 #[test]
@@ -131,7 +138,7 @@ fn nobody_eligible_takes_nothing() {
     let maglev = maglev(&members);
     members[0].down = true;
     members[1].effective_weight = 0;
-    assert!(choices(&maglev, &members, 200).iter().all(Option::is_none));
+    assert!(choices(&maglev, &members, &flow_keys(200)).iter().all(Option::is_none));
     let explained = maglev.explain(&flow_key(1), &members);
     assert_eq!((explained.chosen, explained.rendezvous), (None, false));
     let empty = self::members(&[0, 0]);
@@ -146,7 +153,7 @@ fn a_single_survivor_takes_everything() {
     for (index, member) in members.iter_mut().enumerate() {
         member.down = index != 31;
     }
-    assert!(choices(&maglev, &members, 2_000).iter().all(|&choice| choice == Some(31)));
+    assert!(choices(&maglev, &members, &flow_keys(2_000)).iter().all(|&choice| choice == Some(31)));
 }
 
 #[test]

@@ -219,3 +219,31 @@ impl ProbeOutcome {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_end_exactly_where_they_should() {
+        const HALF: u32 = 1 << 31;
+        let cases = [
+            // Configured, effective, acceptance, whether it takes the key.
+            (100, 0, 0, false),
+            (100, 50, HALF - 1, true),
+            (100, 50, HALF, false),
+            (100, 100, u32::MAX, true),
+            (u32::MAX, u32::MAX, u32::MAX, true),
+            (u32::MAX, 1, 1, true),
+            (u32::MAX, 1, 2, false),
+            (100, 500, u32::MAX, true),
+            (0, 0, 0, false),
+        ];
+        for (weight, effective_weight, acceptance, takes) in cases {
+            let member =
+                Member { effective_weight, ..Member::up(IpAddr::from([10, 0, 0, 1]), weight) };
+            let case = (weight, effective_weight, acceptance);
+            assert_eq!(member.accepts(acceptance), takes, "{case:?}");
+        }
+    }
+}
