@@ -233,34 +233,50 @@ fn forwarded(world: &World, now: Time, before: &Before, real: RealId, inner: &[u
     if datagram.fragment.is_some_and(|fragment| fragment.offset != 0) {
         return;
     }
-    if let Some(old) = flow_of(before, &datagram, received)
-        && !old.progress.is_expired(Ticks::at(now))
-        && world.snapshot.destination(old.destination).is_some()
-    {
+    let Some(packet) = Transport::read(&datagram, received) else { return };
+    let alive = |old: &&FlowRecord| {
+        let anew =
+            packet.begins && matches!(old.progress.class, Class::ClosingFin | Class::ClosingRst);
+        let cut = world.snapshot.destination(old.destination).is_none();
+        !anew && !cut && !old.progress.is_expired(Ticks::at(now))
+    };
+    if let Some(old) = before.flows.get(&packet.key).filter(alive) {
         assert_eq!(old.real, real, "the flow went elsewhere: {old:?}");
+    } else if let Some(new) = flows(world).get(&packet.key) {
+        assert_eq!(new.real, real, "entered for another: {new:?}");
+        let member = world.members[new.destination.index()].expect("a member that was not cut");
+        assert!(!member.down, "sent to a dead member: {new:?}");
+        let opens = packet.begins || datagram.protocol == protocol::UDP;
+        assert!(!opens || member.is_eligible(), "a new flow for {member:?}");
     }
 }
 
-/// The flow that a packet belonged to, unless the packet is a SYN that begins it anew.
-fn flow_of<'a>(before: &'a Before, datagram: &Datagram, packet: &[u8]) -> Option<&'a FlowRecord> {
-    let vip = VIPS.iter().position(|vip| address(*vip) == datagram.destination)?;
-    let vip = VipId(u32::try_from(vip).expect("three VIPs"));
-    let (client_port, vip_port, begins) = match datagram.protocol {
-        protocol::TCP => {
-            let segment = TcpSegment::parse(datagram, packet).ok()?;
-            let begins = segment.flags & (tcp_flag::SYN | tcp_flag::RST) == tcp_flag::SYN;
-            (segment.source_port, segment.destination_port, begins)
-        }
-        protocol::UDP => {
-            let (client_port, vip_port) = udp_ports(datagram, packet).ok()?;
-            (client_port, vip_port, false)
-        }
-        _ => return None,
-    };
-    let key = (datagram.source, client_port, vip, vip_port, datagram.protocol);
-    let closing =
-        |old: &&FlowRecord| matches!(old.progress.class, Class::ClosingFin | Class::ClosingRst);
-    before.flows.get(&key).filter(|old| !(begins && closing(old)))
+/// What identifies the flow of a packet.
+struct Transport {
+    key: ([u8; 16], u16, VipId, u16, u8),
+    /// A SYN, which begins a closing flow anew.
+    begins: bool,
+}
+
+impl Transport {
+    fn read(datagram: &Datagram, packet: &[u8]) -> Option<Self> {
+        let vip = VIPS.iter().position(|vip| address(*vip) == datagram.destination)?;
+        let vip = VipId(u32::try_from(vip).expect("three VIPs"));
+        let (client_port, vip_port, begins) = match datagram.protocol {
+            protocol::TCP => {
+                let segment = TcpSegment::parse(datagram, packet).ok()?;
+                let begins = segment.flags & (tcp_flag::SYN | tcp_flag::RST) == tcp_flag::SYN;
+                (segment.source_port, segment.destination_port, begins)
+            }
+            protocol::UDP => {
+                let (client_port, vip_port) = udp_ports(datagram, packet).ok()?;
+                (client_port, vip_port, false)
+            }
+            _ => return None,
+        };
+        let key = (datagram.source, client_port, vip, vip_port, datagram.protocol);
+        Some(Self { key, begins })
+    }
 }
 
 /// An answer goes back to who asked, from a VIP, and all its checksums are right.
