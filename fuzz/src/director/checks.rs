@@ -10,6 +10,7 @@ use adit::dataplane::packet::{
     Datagram, ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TcpSegment, address, be16, ip_addr,
     protocol, tcp_flag, udp_ports,
 };
+use adit::dataplane::path_mtu::cookie;
 use adit::dataplane::time::Time;
 use adit::dataplane::verdict::{Account, DropReason, EgressId, ReplyTo, Source, Verdict};
 use adit_tunnel::{DecapError, decapsulate};
@@ -20,7 +21,7 @@ use etherparse::{
 
 use super::Reached;
 use super::shell::{Output, Shell};
-use super::world::{DIRECT, KERNEL, REALS, VIPS, World, link_header};
+use super::world::{COOKIE_SECRETS, DIRECT, KERNEL, REALS, VIPS, World, link_header};
 
 /// The flows of the table, by key.
 type Flows = BTreeMap<([u8; 16], u16, VipId, u16, u8), FlowRecord>;
@@ -32,6 +33,17 @@ pub(super) struct Before {
     source: Source,
     /// The IP packet in the frame, if it is one.
     datagram: Option<Datagram>,
+}
+
+impl Before {
+    fn segment(&self) -> Option<TcpSegment> {
+        let datagram = self.datagram.filter(|it| it.protocol == protocol::TCP)?;
+        TcpSegment::parse(&datagram, &self.frame[ETHERNET_HEADER..]).ok()
+    }
+
+    fn flags(&self) -> u8 {
+        self.segment().map_or(0, |segment| segment.flags)
+    }
 }
 
 #[derive(Default)]
@@ -160,6 +172,17 @@ fn established_flows_stay(world: &World, now: Time, before: &Before) {
         let new = after.get(key).unwrap_or_else(|| panic!("an established flow is gone: {old:?}"));
         assert_eq!((new.real, new.destination), (old.real, old.destination));
         assert_eq!(new.progress.created, old.progress.created, "replaced: {old:?}");
+        // Only its client's FIN or an exact RST can end it, a SYN cannot take it back.
+        match new.progress.class {
+            Class::Established => {}
+            Class::ClosingFin => assert!(before.flags() & tcp_flag::FIN != 0, "{old:?}"),
+            Class::ClosingRst => {
+                let segment = before.segment().expect("a TCP flow");
+                assert!(segment.flags & tcp_flag::RST != 0, "{old:?}");
+                assert_eq!(segment.sequence, old.progress.sequence_end, "a blind reset");
+            }
+            Class::HalfOpen | Class::Unproven => panic!("demoted: {old:?}"),
+        }
     }
 }
 
@@ -182,7 +205,12 @@ pub(super) fn outer_packet(egress: EgressId, bytes: &[u8]) -> Option<&[u8]> {
 fn outer_is_right<'a>(world: &World, outer: &'a [u8]) -> Option<(RealId, &'a [u8])> {
     assert!(outer.len() <= world.link_mtu(), "{} bytes", outer.len());
     match decapsulate(outer) {
-        Ok(out) => Some((real_at(out.outer.destination), out.inner)),
+        Ok(out) => {
+            let with_cookie = out.outer.dont_fragment && out.outer.destination.is_ipv4();
+            let cookie = cookie(out.inner, COOKIE_SECRETS[0]);
+            assert!(!with_cookie || out.outer.identification == cookie);
+            Some((real_at(out.outer.destination), out.inner))
+        }
         Err(DecapError::Fragment) => None,
         Err(error) => panic!("{error}: {outer:02x?}"),
     }

@@ -294,17 +294,22 @@ impl Player {
     fn router_error(&mut self, [which, kind, quoted, spoil, high, low, _]: [u8; 7]) {
         let Some(outer) = self.outer.get(usize::from(which) % REMEMBERED) else { return };
         let mut quote = outer[..outer.len().min(28 + 4 * usize::from(quoted))].to_vec();
-        if let Some(byte) = quote.get_mut(usize::from(spoil >> 1)).filter(|_| spoil & 1 != 0) {
+        let at = usize::from(spoil >> 1);
+        if let Some(byte) = quote.get_mut(at).filter(|_| spoil & 1 != 0) {
             *byte ^= 0x55;
         }
         let v4 = outer[0] >> 4 == 4;
+        let forged = v4 && spoil & 1 != 0 && (4..6).contains(&at);
         let ip = Ip {
             source: if v4 { v4_address(203, 1) } else { v6_address(0xbeef) },
             destination: if v4 { v4_address(10, 5) } else { v6_address(5) },
             hop_limit: 60,
             dont_fragment: false,
         };
+        let updates = self.world.counters.worker.path_mtu_updates.get();
         self.error(Source::OuterError, ip, kind, [high, low], &quote);
+        let believed = self.world.counters.worker.path_mtu_updates.get() - updates;
+        assert!(!forged || believed == 0, "an error with a wrong cookie was believed");
     }
 
     /// An error about a packet that a real server sent to a client, from the client's side.

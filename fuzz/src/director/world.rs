@@ -69,6 +69,9 @@ pub(super) fn address_of(destination: usize) -> IpAddr {
     reals.map(|real| REALS[*real]).nth(destination).expect("one of the destinations")
 }
 
+/// Secrets of this epoch and the last, of all real servers.
+pub(super) const COOKIE_SECRETS: [u16; 2] = [0x5a17, 0xa5e8];
+
 /// Members of all services; each is a [`DestinationId`].
 pub(super) const DESTINATIONS: usize = 12;
 
@@ -261,7 +264,7 @@ impl World {
             template: OuterTemplate::new(source, REALS[id], 64).expect("one family"),
             link,
             link_mtu: self.settings.link_mtu,
-            cookie_secrets: [0x5a17, 0xa5e8],
+            cookie_secrets: COOKIE_SECRETS,
         }
     }
 }
