@@ -375,6 +375,36 @@ fn spoofed_closings_buy_no_better_place() {
 }
 
 #[test]
+fn a_proven_flow_that_closes_outlives_a_spoofed_one() {
+    let timeouts = Timeouts::default();
+    let start = Time(1_000_000_000);
+    let mut table = FlowTable::new(slots(3), SEED);
+    establish(&mut table, start, 1).unwrap();
+    let now = start + Duration::from_secs(1);
+    let flow = table.lookup(now, &key(1)).unwrap();
+    let _ = table.observe(flow, now, &timeouts, &fin());
+    for number in [2, 3] {
+        let spoofed = table.insert(now, &new_flow(number), &timeouts, &syn()).unwrap().flow;
+        let _ = table.observe(spoofed, now, &timeouts, &ack());
+        let _ = table.observe(spoofed, now, &timeouts, &fin());
+    }
+    let mut evicted = |number| {
+        let entered = table.insert(now, &new_flow(number), &timeouts, &ack()).unwrap();
+        entered.ended.unwrap().record.key
+    };
+    // The spoofed ones go first although they are younger, then the newest of the unproven; the
+    // closing one only when nothing else is left.
+    assert_eq!([evicted(4), evicted(5), evicted(6)], [key(2), key(3), key(4)]);
+    for number in [5, 6] {
+        let flow = table.lookup(now, &key(number)).unwrap();
+        let _ = table.remove(flow);
+        establish(&mut table, now, number + 10).unwrap();
+    }
+    let entered = table.insert(now, &new_flow(20), &timeouts, &syn()).unwrap();
+    assert_eq!(entered.ended.unwrap().record.key, key(1));
+}
+
+#[test]
 fn another_capacity_takes_the_proven_first() {
     let timeouts = Timeouts::default();
     let now = Time(9_000_000_000);

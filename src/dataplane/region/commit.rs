@@ -78,3 +78,58 @@ pub(in crate::dataplane) fn publish<const N: usize, const M: usize>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loaded<const N: usize>(words: &[AtomicU64; N]) -> [u64; N] {
+        std::array::from_fn(|number| words[number].load(Ordering::Relaxed))
+    }
+
+    #[test]
+    fn every_store_is_carried_out_the_last_one_last() {
+        let words: [AtomicU64; 4] = Default::default();
+        publish(&words, [(0, 5), (1, 6), (2, 7), (1, 8)]);
+        assert_eq!(loaded(&words), [5, 8, 7, 0]);
+    }
+
+    #[test]
+    fn generations_follow_each_other_and_wrap() {
+        let mut commit = 0;
+        for generation in 1..=300_u32 {
+            commit = next(taken_back(commit), 3, &[1, 2]);
+            assert_eq!(
+                (format_of(commit), u32::from(generation_of(commit))),
+                (3, generation % 256)
+            );
+            assert!(fits(commit, &[1, 2]) && !fits(commit, &[2, 1]) && !fits(commit, &[1, 2, 0]));
+        }
+        assert_eq!(format_of(taken_back(commit)), 0);
+    }
+
+    /// A reader beside a writer sees one record or the other or none, whole.
+    #[test]
+    fn a_reader_never_sees_a_mixture() {
+        let words: [AtomicU64; 4] = Default::default();
+        let write = |value: u64| {
+            let before = words[0].load(Ordering::Relaxed);
+            let commit = next(before, 1, &[value; 3]);
+            let stores = [(0, taken_back(before)), (1, value), (2, value), (3, value), (0, commit)];
+            publish(&words, stores);
+        };
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                (0..200_000).for_each(write);
+                done.store(true, Ordering::Release);
+            });
+            while !done.load(Ordering::Acquire) {
+                if let Some([commit, a, b, c]) = read(&words) {
+                    assert!(a == b && b == c && fits(commit, &[a; 3]));
+                }
+            }
+        });
+        assert_eq!(read(&words).map(|read| read[1]), Some(199_999));
+    }
+}
