@@ -20,8 +20,10 @@ pub mod realserver;
 pub mod root;
 pub mod run;
 pub mod serve;
+pub mod skip;
 pub mod sniffer;
 pub mod topology;
+pub mod views;
 pub mod wait;
 
 pub use director::{Config, Director, Service};

@@ -114,6 +114,16 @@ impl Sniffer {
         self.shared.frames.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Number of frames up to now.
+    ///
+    /// # Panics
+    /// When frames were lost.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        assert!(!self.shared.lost.load(Ordering::Relaxed), "frames lost on {}", self.place);
+        self.shared.frames.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// The IP packets up to now.
     #[must_use]
     pub fn packets(&self) -> Vec<IpPacket> {

@@ -1,0 +1,107 @@
+//! Every packet that a client sent is somewhere in the counters, and at a real server if they say so.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use adit_lab::packet::{IPIP, datagram, echo_request};
+use adit_lab::topology::{CLIENT, VIP, vip};
+use adit_lab::{Director, RawSender, Service, Sniffer, wait_until};
+
+use crate::rig::Rig;
+
+/// Discard (RFC 863): nobody answers, so nothing but the burst is on the way.
+const PORT: u16 = 9;
+/// A port without a service.
+const NO_PORT: u16 = 10;
+
+const BURST: usize = 20_000;
+/// Packets of the burst that have not arrived yet, at most: well below the TAP's queue of 1000,
+/// which loses what does not fit before anybody can count it.
+const ON_THE_WAY: usize = 250;
+const STRAY: usize = 300;
+const PINGS: usize = 50;
+const SOON: Duration = Duration::from_secs(20);
+
+/// Everything that the director counts, drops as `drop:REASON`.
+fn counters(director: &Director) -> BTreeMap<String, u64> {
+    let mut counters = director.totals().unwrap();
+    let drops = director.drops().unwrap();
+    counters.extend(drops.into_iter().map(|(reason, count)| (format!("drop:{reason}"), count)));
+    counters
+}
+
+pub(crate) fn every_packet_of_a_burst_is_accounted_for(rig: &Rig) {
+    let lab = rig.lab();
+    let service = Service::udp("discard", vip(PORT)).reals(rig.reals());
+    let director = rig.start(&rig.config(service));
+    let sender = RawSender::new(&lab.client).unwrap();
+    let sent = Sniffer::start(&lab.client, "eth0", |frame| {
+        frame.outgoing && frame.ip().is_some_and(|ip| ip.destination == VIP)
+    })
+    .unwrap();
+    let arrived: Vec<_> = lab
+        .reals
+        .iter()
+        .map(|real| {
+            let wrapped = |frame: &adit_lab::Frame| {
+                !frame.outgoing && frame.ip().is_some_and(|ip| ip.protocol == IPIP)
+            };
+            Sniffer::start(adit_lab::Host::namespace(real.machine()), "eth0", wrapped).unwrap()
+        })
+        .collect();
+    let count = || arrived.iter().map(Sniffer::count).sum::<usize>();
+    let sources = rig.sources(100);
+
+    let before = counters(&director);
+    for number in 0..BURST {
+        let source = sources[number % sources.len()];
+        sender.send(&datagram(source, vip(PORT), &number.to_be_bytes())).unwrap();
+        if number % 50 == 0 {
+            let what = format!("{number} packets of the burst, {} arrived", count());
+            wait_until(SOON, &what, || count() + ON_THE_WAY > number).unwrap();
+        }
+    }
+    for number in 0..STRAY {
+        let source = sources[number % sources.len()];
+        sender.send(&datagram(source, vip(NO_PORT), b"nobody")).unwrap();
+        if number < PINGS {
+            sender.send(&echo_request(CLIENT, VIP, 7, &number.to_be_bytes())).unwrap();
+        }
+    }
+    let all = u64::try_from(BURST + STRAY + PINGS).unwrap();
+    let now = || -> BTreeMap<String, u64> {
+        let after = counters(&director);
+        after
+            .into_iter()
+            .map(|(name, count)| (name.clone(), count.wrapping_sub(before[&name])))
+            .collect()
+    };
+    // What comes from the neighbour socket are frames too, but none of the client's.
+    let taken = |delta: &BTreeMap<String, u64>| {
+        delta["received"] - delta["passed"] - delta["neighbour_answers"]
+    };
+    let _ = wait_until(SOON, "the burst in the counters", || taken(&now()) >= all);
+    let delta = now();
+    println!("{delta:?}");
+
+    assert_eq!(sent.count() as u64, all, "sent by the client");
+    assert_eq!(taken(&delta), all, "received by the director: {delta:?}");
+    assert_eq!(count(), BURST, "seen in front of the real servers");
+    assert_eq!(delta["forwarded"], BURST as u64, "{delta:?}");
+    assert_eq!(delta["drop:no_service"], STRAY as u64, "{delta:?}");
+    // Answers of Adit's own have a rate limit.
+    assert_eq!(delta["echo_answers"] + delta["drop:emit_rate_limited"], PINGS as u64, "{delta:?}");
+
+    let after = counters(&director);
+    let dropped: u64 =
+        after.iter().filter(|(name, _)| name.starts_with("drop:")).map(|(_, count)| count).sum();
+    let sum = ["forwarded", "replied", "passed", "held", "in_flight"].map(|name| after[name]);
+    assert_eq!(after["received"], sum.iter().sum::<u64>() + dropped, "{after:?}");
+
+    for real in rig.reals() {
+        let shown = director.real("discard", real.address(false)).unwrap().unwrap();
+        let at = lab.reals.iter().position(|other| other.name() == real.name()).unwrap();
+        assert_eq!(shown["counters"]["packets"], arrived[at].count(), "{shown}");
+        assert!(arrived[at].count() > 0, "{} got none of 100 flows", real.name());
+    }
+}

@@ -1,0 +1,144 @@
+//! The lab and the engine that a scenario runs on. Tests of one lab take turns.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use adit_lab::postgres::PORT;
+use adit_lab::skip::skipped;
+use adit_lab::topology::{CLIENT, vip};
+use adit_lab::views::placed;
+use adit_lab::{Config, Director, Kind, Lab, LabSpec, RealServer, Service, Session};
+
+/// What is in no scenario's configuration from the start: the server that is added.
+const SPARE: usize = 3;
+
+/// Sessions in the making at a time: more only queue for the guests' one core each.
+const AT_ONCE: usize = 8;
+
+// A lab of a test process goes with the process, by its reaper.
+static HERE: LazyLock<Mutex<Lab>> = LazyLock::new(|| build(Kind::Namespace));
+static ON_6_1: LazyLock<Mutex<Lab>> = LazyLock::new(|| build(Kind::Guest));
+
+/// No two scenarios use a port of the client, so that what one leaves behind in TIME_WAIT, in
+/// flow tables and in the databases' logs is not another's. Below the ports that the kernel hands out.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(10_000);
+
+fn build(director: Kind) -> Mutex<Lab> {
+    // Real servers clamp what clients send, as in production, so that uploads need no discovery.
+    let spec = LabSpec { reals: [2, 2], director, clamp_mtu: 1500, ..LabSpec::default() };
+    let lab = Lab::build(spec).unwrap();
+    println!("director: {director}; real servers: {}", lab.real_kind());
+    Mutex::new(lab)
+}
+
+/// A lab for one scenario, and how its director is to read.
+pub(crate) struct Rig {
+    lab: MutexGuard<'static, Lab>,
+    io: &'static str,
+    pub(crate) on_6_1: bool,
+}
+
+impl Rig {
+    /// `READ_MULTISHOT` on this computer's kernel, where it has that.
+    pub(crate) fn multishot() -> Option<Self> {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if version < (6, 7) {
+            skipped(&format!("READ_MULTISHOT came with Linux 6.7, this is {release}"));
+            return None;
+        }
+        Some(Self::on(&HERE, "\"multishot\"", false))
+    }
+
+    /// The poll engine on this computer's kernel.
+    pub(crate) fn poll() -> Self {
+        Self::on(&HERE, "\"poll\"", false)
+    }
+
+    /// The poll engine on the kernel of a guest, where there is User-Mode Linux.
+    pub(crate) fn poll_in_a_guest() -> Option<Self> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        if !std::env::split_paths(&path).any(|dir| Path::new(&dir).join("linux.uml").is_file()) {
+            skipped("there is no User-Mode Linux here");
+            return None;
+        }
+        Some(Self::on(&ON_6_1, "\"poll\"", true))
+    }
+
+    fn on(lab: &'static Mutex<Lab>, io: &'static str, on_6_1: bool) -> Self {
+        // A scenario that failed has left nothing that the next one looks at.
+        Self { lab: lab.lock().unwrap_or_else(PoisonError::into_inner), io, on_6_1 }
+    }
+
+    pub(crate) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// The real servers that are configured from the start.
+    pub(crate) fn reals(&self) -> &[RealServer] {
+        &self.lab.reals[..SPARE]
+    }
+
+    /// The real server that is added.
+    pub(crate) fn spare(&self) -> &RealServer {
+        &self.lab.reals[SPARE]
+    }
+
+    /// Name of the real server with this address.
+    pub(crate) fn name(&self, address: std::net::IpAddr) -> String {
+        let real = self.lab.reals.iter().find(|real| real.address(false) == address);
+        real.unwrap_or_else(|| panic!("no real server has {address}")).name().to_owned()
+    }
+
+    /// A configuration for this rig's engine.
+    pub(crate) fn config(&self, service: Service) -> Config {
+        Config::new().set("io", self.io).service(service)
+    }
+
+    /// The databases as one service.
+    pub(crate) fn orders<'a>(&self, reals: impl IntoIterator<Item = &'a RealServer>) -> Config {
+        self.config(Service::tcp("orders", vip(PORT)).reals(reals))
+    }
+
+    /// Starts a director that knows nothing of the ones before.
+    pub(crate) fn start(&self, config: &Config) -> Director {
+        let host = self.lab.director();
+        host.run(&["rm", "-rf", &host.path("state")]).unwrap();
+        let director = Director::start(host, config).unwrap();
+        let engine = director.status().unwrap()["engine"].as_str().unwrap().to_owned();
+        assert_eq!(engine, self.io.trim_matches('"'));
+        director
+    }
+
+    /// Addresses and ports of the client that nobody has used.
+    pub(crate) fn sources(&self, count: u16) -> Vec<SocketAddr> {
+        let first = NEXT_PORT.fetch_add(count, Ordering::Relaxed);
+        (first..first + count).map(|port| SocketAddr::new(CLIENT, port)).collect()
+    }
+
+    /// Sessions to the databases' VIP.
+    pub(crate) fn open(&self, sources: &[SocketAddr]) -> Vec<Session> {
+        Session::open_many(&self.lab.client, sources, vip(PORT), AT_ONCE).unwrap()
+    }
+
+    /// Names of the servers that new sessions go to by `adit explain`, without any director.
+    pub(crate) fn placed(
+        &self,
+        config: &Config,
+        clients: &[SocketAddr],
+    ) -> BTreeMap<SocketAddr, String> {
+        let places = placed(&self.lab.client, config, clients, vip(PORT)).unwrap();
+        places.into_iter().map(|(client, real)| (client, self.name(real))).collect()
+    }
+}
+
+/// Asserts that every session answers, and from the server where it was opened.
+pub(crate) fn none_broken(sessions: &[Session], after: &str) {
+    let broken = Session::broken(sessions);
+    assert!(broken.is_empty(), "{} of {} broken {after}: {broken:?}", broken.len(), sessions.len());
+}
