@@ -35,7 +35,8 @@ pub(crate) fn every_packet_of_a_burst_is_accounted_for(rig: &Rig) {
     let service = Service::udp("discard", vip(PORT)).reals(rig.reals());
     let director = rig.start(&rig.config(service));
     let sender = RawSender::new(&lab.client).unwrap();
-    let sent = Sniffer::start(&lab.client, "eth0", |frame| {
+    // Other packets may be on the way: clients of earlier scenarios close what they had open.
+    let sent = Sniffer::start(&lab.r0, "edge", |frame| {
         frame.outgoing && frame.ip().is_some_and(|ip| ip.destination == VIP)
     })
     .unwrap();
@@ -68,27 +69,26 @@ pub(crate) fn every_packet_of_a_burst_is_accounted_for(rig: &Rig) {
             sender.send(&echo_request(CLIENT, VIP, 7, &number.to_be_bytes())).unwrap();
         }
     }
-    let all = u64::try_from(BURST + STRAY + PINGS).unwrap();
     let now = || -> BTreeMap<String, u64> {
         let after = counters(&director);
-        after
-            .into_iter()
-            .map(|(name, count)| (name.clone(), count.wrapping_sub(before[&name])))
-            .collect()
+        after.into_iter().map(|(name, count)| (name.clone(), count - before[&name])).collect()
     };
-    // What comes from the neighbour socket are frames too, but none of the client's.
+    // What comes from the neighbour socket are frames too, but none of a client's.
     let taken = |delta: &BTreeMap<String, u64>| {
         delta["received"] - delta["passed"] - delta["neighbour_answers"]
     };
-    let _ = wait_until(SOON, "the burst in the counters", || taken(&now()) >= all);
+    let all = BURST + STRAY + PINGS;
+    let settled = wait_until(SOON, "all that was sent in the counters", || {
+        sent.count() >= all && taken(&now()) == sent.count() as u64
+    });
     let delta = now();
-    println!("{delta:?}");
+    settled.unwrap_or_else(|error| panic!("{error}: {} sent, {delta:?}", sent.count()));
+    let others = (sent.count() - all) as u64;
+    println!("{all} packets of the test, {others} others");
 
-    assert_eq!(sent.count() as u64, all, "sent by the client");
-    assert_eq!(taken(&delta), all, "received by the director: {delta:?}");
     assert_eq!(count(), BURST, "seen in front of the real servers");
     assert_eq!(delta["forwarded"], BURST as u64, "{delta:?}");
-    assert_eq!(delta["drop:no_service"], STRAY as u64, "{delta:?}");
+    assert_eq!(delta["drop:no_service"], STRAY as u64 + others, "{delta:?}");
     // Answers of Adit's own have a rate limit.
     assert_eq!(delta["echo_answers"] + delta["drop:emit_rate_limited"], PINGS as u64, "{delta:?}");
 

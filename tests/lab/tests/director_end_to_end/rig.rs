@@ -39,7 +39,6 @@ fn build(director: Kind) -> Mutex<Lab> {
 pub(crate) struct Rig {
     lab: MutexGuard<'static, Lab>,
     io: &'static str,
-    pub(crate) on_6_1: bool,
 }
 
 impl Rig {
@@ -52,12 +51,12 @@ impl Rig {
             skipped(&format!("READ_MULTISHOT came with Linux 6.7, this is {release}"));
             return None;
         }
-        Some(Self::on(&HERE, "\"multishot\"", false))
+        Some(Self::on(&HERE, "\"multishot\""))
     }
 
     /// The poll engine on this computer's kernel.
     pub(crate) fn poll() -> Self {
-        Self::on(&HERE, "\"poll\"", false)
+        Self::on(&HERE, "\"poll\"")
     }
 
     /// The poll engine on the kernel of a guest, where there is User-Mode Linux.
@@ -67,12 +66,12 @@ impl Rig {
             skipped("there is no User-Mode Linux here");
             return None;
         }
-        Some(Self::on(&ON_6_1, "\"poll\"", true))
+        Some(Self::on(&ON_6_1, "\"poll\""))
     }
 
-    fn on(lab: &'static Mutex<Lab>, io: &'static str, on_6_1: bool) -> Self {
+    fn on(lab: &'static Mutex<Lab>, io: &'static str) -> Self {
         // A scenario that failed has left nothing that the next one looks at.
-        Self { lab: lab.lock().unwrap_or_else(PoisonError::into_inner), io, on_6_1 }
+        Self { lab: lab.lock().unwrap_or_else(PoisonError::into_inner), io }
     }
 
     pub(crate) fn lab(&self) -> &Lab {
@@ -107,6 +106,9 @@ impl Rig {
 
     /// Starts a director that knows nothing of the ones before.
     pub(crate) fn start(&self, config: &Config) -> Director {
+        for real in &self.lab.reals {
+            real.end_sessions().unwrap();
+        }
         let host = self.lab.director();
         host.run(&["rm", "-rf", &host.path("state")]).unwrap();
         let director = Director::start(host, config).unwrap();
