@@ -3,9 +3,11 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use etherparse::icmpv4::DestUnreachableHeader;
+use etherparse::icmpv6::DestUnreachableCode;
 use etherparse::{
-    Ethernet2Header, IpFragOffset, IpHeaders, IpNumber, Ipv4Header, Ipv6Header, LaxSlicedPacket,
-    PacketBuilder, TcpHeader, UdpHeader,
+    Ethernet2Header, Icmpv4Type, Icmpv6Type, IpFragOffset, IpHeaders, IpNumber, Ipv4Header,
+    Ipv6FragmentHeader, Ipv6Header, LaxSlicedPacket, PacketBuilder, TcpHeader, UdpHeader,
 };
 
 /// Protocol number of IPv4 in IP (RFC 2003).
@@ -262,12 +264,89 @@ fn ip_builder(source: IpAddr, destination: IpAddr) -> etherparse::PacketBuilderS
     }
 }
 
-/// Cuts an IPv4 packet into fragments of at most `mtu` bytes (RFC 791 §3.2).
+/// What an ICMP error says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// Fragmentation needed (RFC 1191), packet too big (RFC 4443): the MTU in bytes.
+    TooBig(u16),
+    /// The last router does not reach the host.
+    HostUnreachable,
+}
+
+/// An ICMP error of either version about a packet, of which `quote` is the beginning.
 ///
 /// # Panics
-/// When the packet is not IPv4, or the MTU leaves no room.
+/// When the addresses are of different versions.
+#[must_use]
+pub fn icmp_error(source: IpAddr, destination: IpAddr, trouble: Trouble, quote: &[u8]) -> Vec<u8> {
+    let mut packet = Vec::new();
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            PacketBuilder::ipv4(source.octets(), destination.octets(), 64)
+                .icmpv4(Icmpv4Type::DestinationUnreachable(match trouble {
+                    Trouble::TooBig(next_hop_mtu) => {
+                        DestUnreachableHeader::FragmentationNeeded { next_hop_mtu }
+                    }
+                    Trouble::HostUnreachable => DestUnreachableHeader::Host,
+                }))
+                .write(&mut packet, quote)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            PacketBuilder::ipv6(source.octets(), destination.octets(), 64)
+                .icmpv6(match trouble {
+                    Trouble::TooBig(mtu) => Icmpv6Type::PacketTooBig { mtu: mtu.into() },
+                    Trouble::HostUnreachable => {
+                        Icmpv6Type::DestinationUnreachable(DestUnreachableCode::Address)
+                    }
+                })
+                .write(&mut packet, quote)
+        }
+        _ => panic!("an ICMP error from {source} to {destination}"),
+    }
+    .expect("memory");
+    packet
+}
+
+/// Cuts a packet into fragments of at most `mtu` bytes (RFC 791 §3.2, RFC 8200 §4.5).
+///
+/// # Panics
+/// When the packet has IPv6 extension headers, or the MTU leaves no room.
 #[must_use]
 pub fn fragments(packet: &[u8], mtu: usize, identification: u16) -> Vec<Vec<u8>> {
+    if packet[0] >> 4 == 4 {
+        ipv4_fragments(packet, mtu, identification)
+    } else {
+        ipv6_fragments(packet, mtu, identification.into())
+    }
+}
+
+fn ipv6_fragments(packet: &[u8], mtu: usize, identification: u32) -> Vec<Vec<u8>> {
+    let (mut header, payload) = Ipv6Header::from_slice(packet).expect("an IPv6 packet");
+    let step = (mtu - Ipv6Header::LEN - Ipv6FragmentHeader::LEN) / 8 * 8;
+    let count = payload.len().div_ceil(step);
+    let next_header = header.next_header;
+    header.next_header = IpNumber::IPV6_FRAGMENTATION_HEADER;
+    payload
+        .chunks(step)
+        .enumerate()
+        .map(|(index, part)| {
+            let offset = u16::try_from(index * step / 8).expect("inside a packet");
+            let offset = IpFragOffset::try_new(offset).expect("inside a packet");
+            let extension =
+                Ipv6FragmentHeader::new(next_header, offset, index + 1 < count, identification);
+            header
+                .set_payload_length(Ipv6FragmentHeader::LEN + part.len())
+                .expect("inside a packet");
+            let mut fragment = Vec::new();
+            header.write(&mut fragment).expect("memory");
+            extension.write(&mut fragment).expect("memory");
+            fragment.extend_from_slice(part);
+            fragment
+        })
+        .collect()
+}
+
+fn ipv4_fragments(packet: &[u8], mtu: usize, identification: u16) -> Vec<Vec<u8>> {
     let (mut header, payload) = Ipv4Header::from_slice(packet).expect("an IPv4 packet");
     let step = (mtu - header.header_len()) / 8 * 8;
     header.identification = identification;

@@ -41,7 +41,18 @@ impl PacketSocket {
         // Protocol 0 at first: nothing is received before the socket is bound to its device.
         let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, sockopt::RcvBufForce, &RECEIVE_BUFFER)?;
-        bind(fd.as_raw_fd(), &device_address(index))?;
+        bind(fd.as_raw_fd(), &device_address(index, libc::ETH_P_ALL))?;
+        Ok(Self { fd })
+    }
+
+    /// Opens a socket that sends by `device` and receives nothing.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_to_send(device: &str) -> io::Result<Self> {
+        let index = if_nametoindex(device)?;
+        let fd = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(fd.as_raw_fd(), &device_address(index, 0))?;
         Ok(Self { fd })
     }
 
@@ -106,11 +117,11 @@ impl PacketSocket {
     }
 }
 
-/// `sockaddr_ll` of a device, for all protocols; see packet(7).
-fn device_address(index: u32) -> LinkAddr {
+/// `sockaddr_ll` of a device, for one protocol (0 is none); see packet(7).
+fn device_address(index: u32, protocol: libc::c_int) -> LinkAddr {
     let address = libc::sockaddr_ll {
         sll_family: u16::try_from(libc::AF_PACKET).expect("17"),
-        sll_protocol: u16::try_from(libc::ETH_P_ALL).expect("3").to_be(),
+        sll_protocol: u16::try_from(protocol).expect("an ethertype").to_be(),
         sll_ifindex: index.cast_signed(),
         sll_hatype: 0,
         sll_pkttype: 0,

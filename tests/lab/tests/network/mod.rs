@@ -1,0 +1,138 @@
+//! What the tests of the network's behaviour share: looking at a director, and at packets.
+
+// Every test binary uses another part of it.
+#![allow(dead_code)]
+
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
+
+use adit_lab::packet::IpPacket;
+use adit_lab::topology::{vip, vip6};
+use adit_lab::{Director, Namespace, RealServer, SERVE_PORT, Service, wait_for, wait_until};
+use etherparse::Ipv4Header;
+use serde_json::Value;
+
+/// Limit for things that take milliseconds on an idle computer.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+/// The four byte services (TCP and UDP, IPv4 and IPv6) with these real servers.
+pub(crate) fn services<'a>(
+    reals: impl IntoIterator<Item = &'a RealServer> + Clone,
+) -> Vec<Service> {
+    vec![
+        Service::tcp("tcp4", vip(SERVE_PORT)).reals(reals.clone()),
+        Service::udp("udp4", vip(SERVE_PORT)).reals(reals.clone()),
+        Service::tcp("tcp6", vip6(SERVE_PORT)).reals(reals.clone()),
+        Service::udp("udp6", vip6(SERVE_PORT)).reals(reals),
+    ]
+}
+
+/// Whether a thing is missing that a test needs; says so, or fails where everything is required.
+pub(crate) fn skipped(missing: &str) -> bool {
+    let required = std::env::var("ADIT_TEST_REQUIRE_ALL").is_ok_and(|value| value == "1");
+    assert!(!required, "ADIT_TEST_REQUIRE_ALL=1, and {missing}");
+    println!("skipped: {missing}");
+    true
+}
+
+/// What `adit list` says of a real server, in the first service that has it.
+pub(crate) fn real(director: &Director, address: IpAddr) -> Value {
+    let list = director.json(&["list", "--stats"]).expect("the director lists");
+    let wanted = address.to_string();
+    let services = list["services"].as_array().unwrap_or_else(|| panic!("no services: {list}"));
+    services
+        .iter()
+        .flat_map(|service| service["reals"].as_array().into_iter().flatten())
+        .find(|real| real["address"] == wanted.as_str())
+        .unwrap_or_else(|| panic!("no {wanted} in {list}"))
+        .clone()
+}
+
+/// Path MTU in bytes to a real server, as `adit list` says it.
+pub(crate) fn path_mtu(director: &Director, address: IpAddr) -> u64 {
+    let real = real(director, address);
+    real["path_mtu"].as_u64().unwrap_or_else(|| panic!("no path_mtu: {real}"))
+}
+
+/// Packets dropped for a reason, as `adit drops` says it.
+pub(crate) fn dropped(director: &Director, reason: &str) -> u64 {
+    let drops = director.json(&["drops"]).expect("the director tells its drops");
+    let all = drops["drops"].as_array().unwrap_or_else(|| panic!("no drops: {drops}"));
+    all.iter()
+        .find(|drop| drop["reason"] == reason)
+        .and_then(|drop| drop["count"].as_u64())
+        .unwrap_or_else(|| panic!("no {reason} in {drops}"))
+}
+
+/// `GET /v1/status` of a director in a namespace.
+pub(crate) fn status(director: &Director) -> Value {
+    let socket = director.host().path("adit.sock");
+    let text = director
+        .host()
+        .run(&[
+            "curl",
+            "-sS",
+            "--max-time",
+            "10",
+            "--unix-socket",
+            &socket,
+            "http://adit/v1/status",
+        ])
+        .expect("the director answers");
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+}
+
+/// One of the worker's totals.
+pub(crate) fn total(director: &Director, name: &str) -> u64 {
+    let status = status(director);
+    status["totals"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {status}"))
+}
+
+/// Waits until the worker has taken in all that was sent to it: two looks that see the same.
+///
+/// Returns the status then.
+pub(crate) fn settled(director: &Director) -> Value {
+    let mut before = None;
+    wait_for(SOON, "the director to be idle", || {
+        let now = status(director);
+        let received = now["totals"]["received"].clone();
+        let idle = now["totals"]["in_flight"] == 0 && before == Some(received.clone());
+        before = Some(received);
+        idle.then_some(now)
+    })
+    .expect("it comes to rest")
+}
+
+/// Waits until a drop reason has been counted `count` times.
+pub(crate) fn wait_dropped(director: &Director, reason: &str, count: u64) {
+    let mut seen = 0;
+    wait_until(SOON, reason, || {
+        seen = dropped(director, reason);
+        seen >= count
+    })
+    .unwrap_or_else(|error| panic!("{error}: {seen} instead of {count}"));
+    assert_eq!(seen, count, "{reason}");
+}
+
+/// A UDP socket of a host that does not wait for ever.
+pub(crate) fn udp_socket(host: &Namespace, source: std::net::SocketAddr) -> UdpSocket {
+    let socket = host.enter(|| UdpSocket::bind(source)).expect("enter").expect("a free port");
+    socket.set_read_timeout(Some(SOON)).expect("a time");
+    socket
+}
+
+/// The packet with another identification in its IPv4 header, and the checksum to it.
+pub(crate) fn with_identification(packet: &[u8], identification: u16) -> Vec<u8> {
+    let (mut header, rest) = Ipv4Header::from_slice(packet).expect("an IPv4 packet");
+    header.identification = identification;
+    header.header_checksum = header.calc_header_checksum();
+    let mut changed = Vec::new();
+    header.write(&mut changed).expect("memory");
+    changed.extend_from_slice(rest);
+    changed
+}
+
+/// Length of the headers in front of what an IP packet carries.
+pub(crate) fn header_len(packet: &IpPacket) -> usize {
+    packet.bytes.len() - packet.payload.len()
+}
