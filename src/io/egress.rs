@@ -133,6 +133,12 @@ impl AsRawFd for OpenEgress {
     }
 }
 
+impl From<OpenEgress> for OwnedFd {
+    fn from(path: OpenEgress) -> Self {
+        path.socket
+    }
+}
+
 type Step<T> = Result<T, (&'static str, Errno)>;
 
 /// Attaches what was tried to an errno.
