@@ -103,7 +103,7 @@ fn measure_one(
 ) -> Result<measure::Figures> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--contestant", name]);
-    let running = Running::start(command)?;
+    let running = Running::start(command, generator, sink)?;
     // Caches, page faults and the scheduler settle.
     closed_loop(generator, sink, Duration::from_millis(200), running.id())?;
     closed_loop(generator, sink, time, running.id())

@@ -1,11 +1,10 @@
 //! One measurement: a contestant as a child process, a closed loop of packets through it.
 
-use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use adit::io::clock;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 use crate::bpf::{Generator, Sink};
@@ -17,6 +16,9 @@ const BURST: u32 = 256;
 const WINDOW: u64 = 2048;
 /// Packets that have not come out after this time are taken as lost.
 const PATIENCE_NS: u64 = 20_000_000;
+
+/// Time for a contestant to start.
+const START_NS: u64 = 10_000_000_000;
 
 /// What came out of a measurement.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -91,15 +93,22 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a command in the namespace of the calling thread, and waits until it says `ready`.
-    pub fn start(mut command: Command) -> Result<Self> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    /// Starts a command in the namespace of the calling thread, and waits until packets get through.
+    pub fn start(mut command: Command, generator: &Generator, sink: &Sink) -> Result<Self> {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
         let mut running = Self { child };
-        let output = running.child.stdout.take().context("a pipe was asked for")?;
-        match BufReader::new(output).lines().next() {
-            Some(Ok(line)) if line == "ready" => Ok(running),
-            _ => bail!("it did not start: {}", running.child.wait()?),
+        let before = sink.wrapped();
+        let deadline = clock::boottime_ns() + START_NS;
+        while sink.wrapped() == before {
+            if let Some(status) = running.child.try_wait()? {
+                bail!("it did not start: {status}");
+            }
+            ensure!(clock::boottime_ns() < deadline, "no packet came through in ten seconds");
+            // Packets before the TAP is there have no route and are dropped by the kernel.
+            generator.send(1)?;
+            std::thread::yield_now();
         }
+        Ok(running)
     }
 
     pub fn id(&self) -> u32 {

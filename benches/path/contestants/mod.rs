@@ -1,6 +1,7 @@
 //! The directors that are compared. Each runs as a process of its own, pinned to the first core: so
 //! none shares descriptors, page tables or an allocator with the generator.
 
+mod director;
 mod engine;
 mod plain;
 mod tokio_uring;
@@ -24,10 +25,12 @@ pub enum Contestant {
     TokioUring(Exit, usize),
     /// Adit's engine with a handler that only wraps.
     Engine(EngineKind, Exit),
+    /// All of Adit: `adit run`, which chooses direct egress here.
+    Director(EngineKind),
 }
 
 impl Contestant {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::Plain(Exit::Packet),
         Self::Plain(Exit::Raw),
         Self::TokioUring(Exit::Raw, 1),
@@ -42,6 +45,8 @@ impl Contestant {
         Self::Engine(EngineKind::Poll, Exit::Packet),
         Self::Engine(EngineKind::Multishot, Exit::Raw),
         Self::Engine(EngineKind::Poll, Exit::Raw),
+        Self::Director(EngineKind::Multishot),
+        Self::Director(EngineKind::Poll),
     ];
 
     pub fn name(self) -> String {
@@ -53,6 +58,7 @@ impl Contestant {
             Self::Plain(way) => format!("plain-{}", exit(way)),
             Self::TokioUring(way, tasks) => format!("tokio-uring-{}-{tasks}", exit(way)),
             Self::Engine(kind, way) => format!("engine-{kind}-{}", exit(way)),
+            Self::Director(kind) => format!("adit-{kind}-packet"),
         }
     }
 
@@ -63,18 +69,13 @@ impl Contestant {
     /// Runs in this process until it is killed.
     pub fn run(self) -> Result<()> {
         adit::io::pin_current_thread(crate::DIRECTOR_CORE)?;
-        let tap = Topology::open_tap()?;
         match self {
-            Self::Plain(exit) => plain::run(&tap, exit),
-            Self::TokioUring(exit, tasks) => tokio_uring::run(&tap, exit, tasks),
-            Self::Engine(kind, exit) => engine::run(&tap, kind, exit),
+            Self::Plain(exit) => plain::run(&Topology::open_tap()?, exit),
+            Self::TokioUring(exit, tasks) => tokio_uring::run(&Topology::open_tap()?, exit, tasks),
+            Self::Engine(kind, exit) => engine::run(&Topology::open_tap()?, kind, exit),
+            Self::Director(kind) => match director::run(kind)? {},
         }
     }
-}
-
-/// Tells the parent that packets may come.
-fn ready() {
-    println!("ready");
 }
 
 fn open_exit(exit: Exit) -> Result<OpenEgress> {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use nix::sys::socket::{MsgFlags, send};
 use nix::unistd::read;
 
-use super::{blocking_tap, open_exit, ready};
+use super::{blocking_tap, open_exit};
 use crate::wrap::{Exit, ROOM, Wrapper};
 
 pub(super) fn run(tap: &Tap, exit: Exit) -> Result<()> {
@@ -15,7 +15,6 @@ pub(super) fn run(tap: &Tap, exit: Exit) -> Result<()> {
     let socket: OwnedFd = open_exit(exit)?.into();
     let wrapper = Wrapper::new(exit);
     let mut slot = [0; 2048];
-    ready();
     loop {
         let length = read(&tap, &mut slot[ROOM..])?;
         if let Some(range) = wrapper.wrap(&mut slot, ROOM..ROOM + length) {

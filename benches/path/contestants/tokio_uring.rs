@@ -9,7 +9,7 @@ use tokio_uring::buf::BoundedBuf;
 use tokio_uring::fs::File;
 use tokio_uring::net::UdpSocket;
 
-use super::{blocking, blocking_tap, open_exit, ready};
+use super::{blocking, blocking_tap, open_exit};
 use crate::wrap::{Exit, ROOM, Wrapper};
 
 pub(super) fn run(tap: &Tap, exit: Exit, tasks: usize) -> Result<()> {
@@ -23,7 +23,6 @@ pub(super) fn run(tap: &Tap, exit: Exit, tasks: usize) -> Result<()> {
         for _ in 0..tasks {
             all.push(tokio_uring::spawn(carry(tap.clone(), socket.clone(), exit)));
         }
-        ready();
         for task in all {
             task.await??;
         }
