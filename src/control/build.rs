@@ -72,6 +72,17 @@ pub enum PathTarget {
         /// Outer source.
         source: IpAddr,
     },
+    /// Packets that IPsec policies shall see, so that the kernel writes their outer headers.
+    Protected {
+        /// The real server.
+        destination: IpAddr,
+        /// Outer source.
+        source: IpAddr,
+        /// What the outer header announces: 4 or 41.
+        protocol: u8,
+        /// TTL or hop limit of the outer header.
+        hop_limit: u8,
+    },
 }
 
 /// What a snapshot is made of besides the configuration.
@@ -314,16 +325,27 @@ impl<S: AsRef<[Entry]>> World<S> {
     }
 }
 
-/// Where a real server's packets are to leave; `None` where there is no way now.
-#[must_use]
-pub fn path_target(path: &RealPath) -> Option<PathTarget> {
-    match path.egress {
-        Egress::Direct(direct) => Some(PathTarget::Direct { interface: direct.ifindex }),
-        Egress::Kernel(KernelReason::NoRoute | KernelReason::Refused | KernelReason::Local) => None,
-        Egress::Kernel(_) => {
-            path.source.map(|source| PathTarget::Kernel { destination: path.address, source })
+/// Where a real server's packets are to leave: a path, none where there is no way now, or one each
+/// for IPv4 and IPv6 packets where IPsec policies shall see them.
+pub fn path_targets(path: &RealPath, hop_limit: u8) -> impl Iterator<Item = PathTarget> {
+    let destination = path.address;
+    let (first, second) = match (path.egress, path.source) {
+        (Egress::Direct(direct), _) => {
+            (Some(PathTarget::Direct { interface: direct.ifindex }), None)
         }
-    }
+        (Egress::Kernel(KernelReason::NoRoute | KernelReason::Refused | KernelReason::Local), _)
+        | (Egress::Kernel(_), None) => (None, None),
+        (Egress::Kernel(KernelReason::Ipsec | KernelReason::IpsecUnknown), Some(source)) => {
+            let [ipv4, ipv6] = [adit_tunnel::PROTOCOL_IPV4, adit_tunnel::PROTOCOL_IPV6].map(
+                |protocol| PathTarget::Protected { destination, source, protocol, hop_limit },
+            );
+            (Some(ipv4), Some(ipv6))
+        }
+        (Egress::Kernel(_), Some(source)) => {
+            (Some(PathTarget::Kernel { destination, source }), None)
+        }
+    };
+    first.into_iter().chain(second)
 }
 
 fn real_server(
@@ -340,13 +362,20 @@ fn real_server(
         IpAddr::V6(_) => IpAddr::from([0; 16]),
     });
     let template = OuterTemplate::new(source, path.address, config.tunnel.ttl).ok()?;
-    let target = path_target(path);
-    let link = match (path.egress, target.as_ref().and_then(egress)) {
-        (Egress::Direct(direct), Some(egress)) => {
+    let mut open = path_targets(path, config.tunnel.ttl).map(|target| egress(&target));
+    let link = match (path.egress, open.next().flatten(), open.next().flatten()) {
+        (Egress::Direct(direct), Some(egress), _) => {
             Link::Direct { egress, header: link_header(&direct, path.address) }
         }
-        (Egress::Kernel(_), Some(egress)) => Link::Kernel { egress },
-        (Egress::Direct(_) | Egress::Kernel(_), None) => Link::None,
+        // One of two that could not be opened must not send the other's packets past a policy.
+        (Egress::Kernel(KernelReason::Ipsec | KernelReason::IpsecUnknown), ipv4, ipv6) => {
+            match (ipv4, ipv6) {
+                (Some(ipv4), Some(ipv6)) => Link::Protected { ipv4, ipv6 },
+                _ => Link::None,
+            }
+        }
+        (Egress::Kernel(_), Some(egress), _) => Link::Kernel { egress },
+        (Egress::Direct(_) | Egress::Kernel(_), None, _) => Link::None,
     };
     Some(RealServer {
         template,
@@ -497,6 +526,7 @@ mod tests {
         let egress = |target: &PathTarget| match target {
             PathTarget::Direct { .. } => Some(EgressId(1)),
             PathTarget::Kernel { .. } => Some(EgressId(2)),
+            PathTarget::Protected { protocol, .. } => Some(EgressId(u16::from(*protocol))),
         };
         world.snapshot(config, HashKey::DEFAULT, &around, egress, previous).unwrap()
     }
@@ -516,6 +546,32 @@ mod tests {
         assert_eq!(reals[0], Link::Direct { egress: EgressId(1), header });
         assert_eq!(reals[1], Link::Kernel { egress: EgressId(2) });
         assert_eq!(snapshot.destinations.iter().flatten().count(), 3);
+    }
+
+    #[test]
+    fn policies_see_packets_of_either_version() {
+        for reason in [KernelReason::Ipsec, KernelReason::IpsecUnknown] {
+            let path = path("10.0.0.1", Egress::Kernel(reason));
+            let targets: Vec<_> = path_targets(&path, 33).collect();
+            let [destination, source] = [path.address, path.source.unwrap()];
+            let protected =
+                |protocol| PathTarget::Protected { destination, source, protocol, hop_limit: 33 };
+            assert_eq!(targets, [protected(4), protected(41)]);
+
+            let config = config(TEXT);
+            let cookies = CookieRoot { secret: [1; 16], epoch: 5 };
+            let link = |opens: &[u8]| {
+                let egress = |target: &PathTarget| match target {
+                    PathTarget::Protected { protocol, .. } if opens.contains(protocol) => {
+                        Some(EgressId(u16::from(*protocol)))
+                    }
+                    _ => None,
+                };
+                real_server(&config, &path, RealId(0), cookies, egress).unwrap().link
+            };
+            let both = Link::Protected { ipv4: EgressId(4), ipv6: EgressId(41) };
+            assert_eq!([link(&[4, 41]), link(&[4]), link(&[41])], [both, Link::None, Link::None]);
+        }
     }
 
     #[test]

@@ -337,6 +337,9 @@ pub(super) fn open_path(target: &PathTarget) -> Option<OpenEgress> {
         PathTarget::Kernel { destination, source } => {
             EgressTarget::Kernel { destination, source: Some(source) }
         }
+        PathTarget::Protected { destination, source, protocol, hop_limit } => {
+            EgressTarget::Protected { destination, source, protocol, hop_limit }
+        }
     };
     match OpenEgress::open(&target) {
         Ok(open) => Some(open),

@@ -3,7 +3,7 @@
 use super::state::State;
 use super::{Daemon, now, start};
 use crate::control::admin::api::{Change, OwnedFinding, Reloaded};
-use crate::control::build::{BuildError, PathTarget, Surroundings, path_target};
+use crate::control::build::{BuildError, PathTarget, Surroundings, path_targets};
 use crate::control::config::{self, Announce, Config, ConfigErrors, RenderStyle, config_hash};
 use crate::control::diff;
 use crate::control::finding::Finding;
@@ -96,10 +96,11 @@ pub(super) fn plan(
 ) -> Result<Planned, BuildError> {
     let client = PathTarget::Direct { interface: state.client_index };
     let answers = state.client_mac.is_some();
+    let hop_limit = state.config.tunnel.ttl;
     let wanted = answers
         .then_some(client)
         .into_iter()
-        .chain(state.survey.paths.iter().filter_map(path_target));
+        .chain(state.survey.paths.iter().flat_map(|path| path_targets(path, hop_limit)));
     let change = state.paths.plan(wanted, start::open_path);
     let around = Surroundings {
         survey: &state.survey,

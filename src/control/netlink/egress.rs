@@ -206,28 +206,31 @@ fn decide(
     source: Option<IpAddr>,
     real: IpAddr,
 ) -> Egress {
-    let reason = match route.kind {
+    let no_way = match route.kind {
         RouteKind::Missing => Some(KernelReason::NoRoute),
         RouteKind::Refused => Some(KernelReason::Refused),
         RouteKind::Local => Some(KernelReason::Local),
-        RouteKind::Other => Some(KernelReason::SpecialRoute),
-        RouteKind::Unicast if route.encapsulates => Some(KernelReason::SpecialRoute),
-        RouteKind::Unicast => None,
+        RouteKind::Other | RouteKind::Unicast => None,
     };
-    if let Some(reason) = reason {
+    if let Some(reason) = no_way {
         return Egress::Kernel(reason);
     }
     let Some(link) = link else { return Egress::Kernel(KernelReason::NoRoute) };
+    // Before all other reasons for the kernel: only the paths made for policies are seen by them,
+    // whatever the device is.
+    let Some(policies) = policies else { return Egress::Kernel(KernelReason::IpsecUnknown) };
+    if policies.concern(source, real, &TUNNEL_PROTOCOLS, link.index) {
+        return Egress::Kernel(KernelReason::Ipsec);
+    }
+    if route.kind == RouteKind::Other || route.encapsulates {
+        return Egress::Kernel(KernelReason::SpecialRoute);
+    }
     if !link.up {
         return Egress::Kernel(KernelReason::LinkDown);
     }
     let (true, Some(source_mac)) = (link.ethernet, link.mac) else {
         return Egress::Kernel(KernelReason::NotEthernet);
     };
-    let Some(policies) = policies else { return Egress::Kernel(KernelReason::IpsecUnknown) };
-    if policies.concern(source, real, &TUNNEL_PROTOCOLS, link.index) {
-        return Egress::Kernel(KernelReason::Ipsec);
-    }
     match neighbour.and_then(|n| n.mac) {
         Some(next_hop_mac) => {
             Egress::Direct(DirectPath { ifindex: link.index, source_mac, next_hop_mac })
@@ -275,12 +278,16 @@ mod tests {
         let down = Link { up: false, ..ethernet() };
         let encap = Route { encapsulates: true, ..route() };
         let cases = [
-            (route(), tun, Some(known), Some(&none), KernelReason::NotEthernet),
-            (route(), down, Some(known), Some(&none), KernelReason::LinkDown),
-            (encap, ethernet(), Some(known), Some(&none), KernelReason::SpecialRoute),
+            (route(), tun.clone(), Some(known), Some(&none), KernelReason::NotEthernet),
+            (route(), down.clone(), Some(known), Some(&none), KernelReason::LinkDown),
+            (encap.clone(), ethernet(), Some(known), Some(&none), KernelReason::SpecialRoute),
             (route(), ethernet(), Some(unknown), Some(&none), KernelReason::Unresolved),
             (route(), ethernet(), None, Some(&none), KernelReason::Unresolved),
             (route(), ethernet(), Some(known), None, KernelReason::IpsecUnknown),
+            // Only the paths for policies are seen by them, whatever else is the matter.
+            (route(), tun.clone(), Some(known), None, KernelReason::IpsecUnknown),
+            (route(), down.clone(), Some(known), None, KernelReason::IpsecUnknown),
+            (encap.clone(), ethernet(), None, None, KernelReason::IpsecUnknown),
         ];
         for (route, link, neighbour, policies, reason) in cases {
             assert_eq!(look(&route, &link, neighbour, policies), Egress::Kernel(reason));
