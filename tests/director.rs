@@ -340,6 +340,8 @@ fn held_fragments_are_let_go_after_their_time() {
     world.tick();
     assert_eq!(world.counters.worker.held.get(), 0);
     assert_eq!(world.counters.dropped(DropReason::FragmentTimeout).get(), 1);
+    assert_ledger(&world);
+}
 
 /// Under round robin, so that only persistence brings a client back.
 #[test]

@@ -333,12 +333,14 @@ pub fn path_targets(path: &RealPath, hop_limit: u8) -> impl Iterator<Item = Path
         (Egress::Direct(direct), _) => {
             (Some(PathTarget::Direct { interface: direct.ifindex }), None)
         }
-        (Egress::Kernel(KernelReason::NoRoute | KernelReason::Refused | KernelReason::Local), _)
+        (
+            Egress::Kernel(KernelReason::NoRoute | KernelReason::Refused | KernelReason::Local),
+            _,
+        )
         | (Egress::Kernel(_), None) => (None, None),
         (Egress::Kernel(KernelReason::Ipsec | KernelReason::IpsecUnknown), Some(source)) => {
-            let [ipv4, ipv6] = [adit_tunnel::PROTOCOL_IPV4, adit_tunnel::PROTOCOL_IPV6].map(
-                |protocol| PathTarget::Protected { destination, source, protocol, hop_limit },
-            );
+            let [ipv4, ipv6] = [adit_tunnel::PROTOCOL_IPV4, adit_tunnel::PROTOCOL_IPV6]
+                .map(|protocol| PathTarget::Protected { destination, source, protocol, hop_limit });
             (Some(ipv4), Some(ipv6))
         }
         (Egress::Kernel(_), Some(source)) => {
