@@ -114,7 +114,11 @@ fn report(config: &Config, global: &Global) -> Report {
     let mut findings: Vec<Finding> =
         config.warnings().into_iter().map(|w| Finding::warning(w.message, w.help)).collect();
     let key = match LoadedKey::load(config.director.hash_key_file.as_deref()) {
-        Ok(key) => Some(key.fingerprint()),
+        Ok(key) => {
+            let exposed = key.exposed();
+            findings.extend(exposed.map(|w| Finding::warning(w.message, w.help)));
+            Some(key.fingerprint())
+        }
         Err(error) => {
             findings.push(Finding::error(error.to_string(), "adit run refuses it"));
             None

@@ -25,6 +25,9 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<Outcome, CommandErr
         }
         Err(other) => return Err(other),
     };
-    runtime::block_on(daemon::run(global.config.clone(), config))?.map_err(Box::new)?;
+    // Reloads read it again, from wherever this was started.
+    let file = std::path::absolute(&global.config)
+        .map_err(|source| CommandError::ReadConfig { path: global.config.clone(), source })?;
+    runtime::block_on(daemon::run(file, config))?.map_err(Box::new)?;
     Ok(Outcome::Fine)
 }

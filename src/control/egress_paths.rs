@@ -25,8 +25,14 @@ pub struct PathChange<T, Open> {
     /// Paths to remove after it.
     pub remove: Vec<EgressId>,
     /// Paths in force after it.
-    after: BTreeMap<T, EgressId>,
+    pub after: PathsInForce<T>,
+    /// Whether a wanted path is missing: it could not be opened, or no number was left.
+    pub incomplete: bool,
 }
+
+/// Paths that a change leaves in force.
+#[derive(Debug)]
+pub struct PathsInForce<T>(BTreeMap<T, EgressId>);
 
 impl<T: Ord + Copy> EgressPaths<T> {
     /// No paths yet, and numbers below `capacity`.
@@ -52,6 +58,7 @@ impl<T: Ord + Copy> EgressPaths<T> {
     ) -> PathChange<T, Open> {
         let mut after = BTreeMap::new();
         let mut install = Vec::new();
+        let mut incomplete = false;
         let mut free = (FIRST..self.capacity)
             .map(EgressId)
             .filter(|id| !self.known.values().any(|used| used == id));
@@ -66,23 +73,30 @@ impl<T: Ord + Copy> EgressPaths<T> {
             {
                 install.push((id, opened));
                 after.insert(target, id);
+            } else {
+                incomplete = true;
             }
         }
         let remove =
             self.known.iter().filter(|(t, _)| !after.contains_key(t)).map(|(_, id)| *id).collect();
-        PathChange { install, remove, after }
+        PathChange { install, remove, after: PathsInForce(after), incomplete }
     }
 
     /// Takes a change over that the worker has been given.
-    pub fn commit<Open>(&mut self, change: &PathChange<T, Open>) {
-        self.known.clone_from(&change.after);
+    pub fn commit(&mut self, after: PathsInForce<T>) {
+        self.known = after.0;
+    }
+
+    /// Forgets a path that the worker could not install: it is planned anew.
+    pub fn forget(&mut self, id: EgressId) {
+        self.known.retain(|_, known| *known != id);
     }
 }
 
-impl<T: Ord, Open> PathChange<T, Open> {
+impl<T: Ord> PathsInForce<T> {
     /// The number of a path in force after the change; `None` where it could not be opened.
     pub fn id(&self, target: &T) -> Option<EgressId> {
-        self.after.get(target).copied()
+        self.0.get(target).copied()
     }
 }
 
@@ -96,17 +110,21 @@ mod tests {
         let open = |t: &char| (*t != 'x').then_some(*t);
         let first = paths.plan(['a', 'b', 'a', 'x'], open);
         assert_eq!(first.install, [(EgressId(1), 'a'), (EgressId(2), 'b')]);
-        assert_eq!((first.id(&'b'), first.id(&'x')), (Some(EgressId(2)), None));
-        paths.commit(&first);
+        assert_eq!((first.after.id(&'b'), first.after.id(&'x')), (Some(EgressId(2)), None));
+        assert!(first.incomplete, "x cannot be opened");
+        paths.commit(first.after);
 
         // `c` must not get the number of `a`, which the old snapshot uses until the change.
         let second = paths.plan(['b', 'c'], open);
         assert_eq!(second.install, [(EgressId(3), 'c')]);
         assert_eq!(second.remove, [EgressId(1)]);
-        paths.commit(&second);
+        assert!(!second.incomplete);
+        paths.commit(second.after);
 
         let third = paths.plan(['b', 'c', 'd', 'e', 'f'], open);
         assert_eq!(third.install, [(EgressId(1), 'd'), (EgressId(4), 'e')]);
-        assert_eq!(third.id(&'f'), None, "no number left");
+        assert_eq!(third.after.id(&'f'), None, "no number left");
+        paths.forget(EgressId(3));
+        assert_eq!(paths.plan(['c'], open).install, [(EgressId(1), 'c')], "planned anew");
     }
 }

@@ -1,6 +1,8 @@
 //! The 128-bit key of the placement hash.
 
+use super::types::Warning;
 use crate::dataplane::hash::HashKey;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// Bytes of a key file that are looked at; more is not a key.
@@ -64,6 +66,21 @@ impl LoadedKey {
         Ok(LoadedKey { key: HashKey(bytes), origin: HashKeyOrigin::File(path.to_owned()) })
     }
 
+    /// Why the key is no secret, if so.
+    #[must_use]
+    pub fn exposed(&self) -> Option<Warning> {
+        let HashKeyOrigin::File(path) = &self.origin else { return None };
+        let mode = std::fs::metadata(path).ok()?.permissions().mode();
+        // Readable or writable by others than its owner and group.
+        (mode & 0o006 != 0).then(|| Warning {
+            message: format!("hash_key_file {} can be read by everybody", path.display()),
+            help: format!(
+                "whoever knows the key can aim connections at one real server:\nchmod 0600 {}",
+                path.display()
+            ),
+        })
+    }
+
     /// What tells keys apart without showing them, as 16 hexadecimal digits.
     #[must_use]
     pub fn fingerprint(&self) -> String {
@@ -110,6 +127,18 @@ mod tests {
         for content in bad {
             assert!(parse(content).is_err(), "{content:?}");
         }
+    }
+
+    #[test]
+    fn a_key_that_everybody_can_read_is_said() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        std::fs::write(&path, [7; 16]).unwrap();
+        let mode = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            LoadedKey::load(Some(&path)).unwrap().exposed().is_some()
+        };
+        assert!(mode(0o644) && mode(0o602) && !mode(0o640) && !mode(0o600));
     }
 
     #[test]

@@ -49,11 +49,11 @@ impl Daemon {
         Ok(())
     }
 
-    /// Takes routes and neighbour care back. The firewall's rules go last, after the TAP.
+    /// Takes routes and neighbour care back, and the firewall's rules.
     pub(super) async fn leave_host(&self) {
         let (vips, capture, kept) = {
             let state = self.state.borrow();
-            let vips: Vec<IpAddr> = state.vips.iter().copied().collect();
+            let vips: Vec<IpAddr> = state.vips_in_force().union(&state.vips).copied().collect();
             let kept: Vec<_> = state.kept.keys().copied().collect();
             (vips, state.config.director.capture, kept)
         };
@@ -68,6 +68,9 @@ impl Daemon {
             }
         }
         self.state.borrow_mut().groups = None;
+        if let Err(error) = firewall::remove(self.tap.name()) {
+            tracing::warn!(%error, "firewall rules stay behind");
+        }
     }
 }
 

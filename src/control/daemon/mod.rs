@@ -17,7 +17,6 @@ use super::admin::server;
 use super::build::PathTarget;
 use super::config::{Config, LoadedKey};
 use super::finding::Severity;
-use super::firewall;
 use super::host;
 use super::netlink::watch::{HostChange, HostWatch};
 use super::netlink::{Netlink, NetlinkError};
@@ -115,13 +114,11 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     drop(admin);
+    // First nothing more comes, then what has come is forwarded.
     daemon.leave_host().await;
     // A worker that has ended, or is stuck, is not waited for again.
     if result.is_ok() {
         end_worker(&daemon, ended, thread).await;
-    }
-    if let Err(error) = firewall::remove(daemon.tap.name()) {
-        tracing::warn!("{error}");
     }
     result
 }
@@ -164,8 +161,8 @@ async fn serve(
             }
             end = &mut *ended => return Err(DaemonError::Worker(how_it_ended(end))),
             change = watch.changed() => {
-                if daemon.concerns(change?) {
-                    look = look.min(tokio::time::Instant::now() + SETTLE);
+                if let Some(wait) = daemon.look_within(change?) {
+                    look = look.min(tokio::time::Instant::now() + wait);
                 }
             }
             () = tokio::time::sleep_until(look) => {
@@ -276,11 +273,16 @@ impl Daemon {
         matches!(self.state.borrow().paths.target(path), Some(PathTarget::Direct { .. }))
     }
 
-    /// Whether a change on the host can change the way to a real server.
-    fn concerns(&self, change: HostChange) -> bool {
+    /// How soon a change on the host is to be looked at; `None` for one that cannot concern the way
+    /// to a real server.
+    fn look_within(&self, change: HostChange) -> Option<Duration> {
         match change {
-            HostChange::Neighbour(key) => self.state.borrow().survey.next_hops.contains(&key),
-            HostChange::Other => true,
+            // Direct egress would go around it: not a moment is waited.
+            HostChange::Policy => Some(Duration::ZERO),
+            HostChange::Neighbour(key) => {
+                self.state.borrow().survey.next_hops.contains(&key).then_some(SETTLE)
+            }
+            HostChange::Other => Some(SETTLE),
         }
     }
 }

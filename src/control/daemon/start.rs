@@ -93,6 +93,7 @@ pub enum StartError {
 
 /// Starts a director.
 pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Started, StartError> {
+    raise_descriptor_limit();
     let key = LoadedKey::load(config.director.hash_key_file.as_deref())?;
     let netlink = Netlink::open()?;
     // Listen before the first look, so that no change falls in between.
@@ -126,6 +127,7 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         survey: netlink.survey(&world.real_addresses(&config), sources(&config)).await?,
         world,
         paths: EgressPaths::new(MAX_EGRESS),
+        incomplete: false,
         snapshot: Arc::new(Snapshot::default()),
         persistence,
         header: region.header,
@@ -163,9 +165,11 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         persistence: state.persistence.index(),
         counters: Arc::clone(&counters),
     };
-    let update = super::update::plan(&mut state, key.key, &tap, &counters)?;
-    let client_egress = update.client_egress;
-    state.snapshot = Arc::clone(&update.update.snapshot);
+    let planned = super::update::plan(&mut state, key.key, &tap, &counters)?;
+    let client_egress = planned.client_egress;
+    state.snapshot = Arc::clone(&planned.update.snapshot);
+    state.paths.commit(planned.paths);
+    state.incomplete = planned.incomplete;
     let worker = Worker::new(
         Director::new(parts),
         Arc::clone(&state.snapshot),
@@ -174,7 +178,7 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         capture_tap,
     );
     // Waits in the queue until the worker's first batch, which precedes its first frame.
-    if control_end.publish(update.update).is_err() {
+    if control_end.publish(planned.update).is_err() {
         unreachable!("a new queue has room");
     }
     let (tell, ended) = oneshot::channel();
@@ -202,10 +206,23 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     });
     // Flows that were adopted for real servers that are not configured any more.
     daemon.mark_draining();
-    daemon.enter_host().await.map_err(StartError::Host)?;
+    if let Err(refused) = daemon.enter_host().await {
+        daemon.leave_host().await;
+        return Err(StartError::Host(refused));
+    }
     let hash = config_hash(&daemon.state.borrow().config);
     tracing::info!(%hash, key = daemon.key.fingerprint(), "forwarding");
     Ok(Started { daemon, thread, ended, watch })
+}
+
+/// Each kernel-routed real server has a socket; the usual soft limit of 1024 is for programs that
+/// use select(2).
+fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let limit = Resource::RLIMIT_NOFILE;
+    if let Err(error) = getrlimit(limit).and_then(|(_, hard)| setrlimit(limit, hard, hard)) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 async fn client_interface(netlink: &Netlink, config: &Config) -> Result<Link, StartError> {

@@ -22,6 +22,8 @@ pub(super) struct State {
     pub(super) world: World<&'static [Entry]>,
     pub(super) survey: Survey,
     pub(super) paths: EgressPaths<PathTarget>,
+    /// Whether a path is missing that should be tried again at the next look.
+    pub(super) incomplete: bool,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) persistence: PersistenceTable<&'static [Entry]>,
     pub(super) header: &'static RegionHeader,

@@ -6,6 +6,7 @@ use crate::control::admin::api::{Change, OwnedFinding, Reloaded};
 use crate::control::build::{BuildError, PathTarget, Surroundings, path_targets};
 use crate::control::config::{self, Announce, Config, ConfigErrors, RenderStyle, config_hash};
 use crate::control::diff;
+use crate::control::egress_paths::{PathChange, PathsInForce};
 use crate::control::finding::Finding;
 use crate::control::netlink::NetlinkError;
 use crate::dataplane::counters::Counters;
@@ -85,6 +86,10 @@ impl ReloadError {
 pub(super) struct Planned {
     pub(super) update: Update,
     pub(super) client_egress: Option<EgressId>,
+    /// Paths in force once the worker has the update.
+    pub(super) paths: PathsInForce<PathTarget>,
+    /// Whether a path is missing that should be tried again.
+    pub(super) incomplete: bool,
 }
 
 /// Makes the update that brings the worker from where it is to what `state` says.
@@ -114,14 +119,13 @@ pub(super) fn plan(
         &state.config,
         key,
         &around,
-        |target| change.id(target),
+        |target| change.after.id(target),
         Some(&previous),
     )?;
-    state.paths.commit(&change);
-    let client_egress = if answers { change.id(&client) } else { None };
-    let update =
-        Update { install: change.install, snapshot: Arc::new(snapshot), remove: change.remove };
-    Ok(Planned { update, client_egress })
+    let PathChange { install, remove, after: paths, incomplete } = change;
+    let client_egress = if answers { paths.id(&client) } else { None };
+    let update = Update { install, snapshot: Arc::new(snapshot), remove };
+    Ok(Planned { update, client_egress, paths, incomplete })
 }
 
 impl Daemon {
@@ -132,13 +136,16 @@ impl Daemon {
         let snapshot = Arc::clone(&planned.update.snapshot);
         self.worker.publish(planned.update).map_err(|_| ReloadError::WorkerBusy)?;
         state.snapshot = snapshot;
+        state.paths.commit(planned.paths);
+        state.incomplete = planned.incomplete;
         Ok(())
     }
 
     /// Looks at the host again, and tells the worker if the way to a real server is another.
     pub(super) async fn look_again(&self) -> Result<(), ReloadError> {
         let _changing = self.changing.lock().await;
-        if self.survey().await? {
+        let changed = self.survey().await?;
+        if changed || self.state.borrow().incomplete {
             self.publish()?;
         }
         self.keep_neighbours().await;
@@ -162,9 +169,15 @@ impl Daemon {
             }
         }
         if let Some(client) = client {
-            let mac = client.mac.filter(|_| state.config.director.announce == Announce::Arp);
-            changed |= (mac, client.index) != (state.client_mac, state.client_index);
-            (state.client_mac, state.client_index) = (mac, client.index);
+            if client.index == state.client_index {
+                let answers = state.config.director.announce == Announce::Arp;
+                let mac = client.mac.filter(|_| answers);
+                changed |= mac != state.client_mac;
+                state.client_mac = mac;
+            } else {
+                // The sockets that hear neighbours are bound to the old one.
+                tracing::error!(interface, "the interface was replaced; restart the director");
+            }
         }
         state.survey = survey;
         Ok(changed)
@@ -257,7 +270,8 @@ impl Daemon {
         })
     }
 
-    /// Puts a new configuration in force: at the worker first, then on the host.
+    /// Puts a new configuration in force: at the worker first, then on the host. Where either
+    /// refuses, the old one is put back.
     async fn take(&self, new: Config, request: ReloadRequest) -> Result<(), ReloadError> {
         let (old, destinations) = {
             let mut state = self.state.borrow_mut();
@@ -266,23 +280,30 @@ impl Daemon {
                 state.world.destinations = destinations;
                 return Err(error.into());
             }
+            if request.now {
+                state.world.destinations.cut();
+            }
             (std::mem::replace(&mut state.config, new), destinations)
         };
-        let taken = match self.survey().await {
-            Ok(_) => self.publish(),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = taken {
-            let mut state = self.state.borrow_mut();
-            state.config = old;
-            state.world.destinations = destinations;
+        if let Err(error) = self.put_in_force().await {
+            {
+                let mut state = self.state.borrow_mut();
+                state.config = old;
+                state.world.destinations = destinations;
+            }
+            if let Err(again) = self.put_in_force().await {
+                tracing::error!(%again, "the old configuration could not be put back as a whole");
+            }
             return Err(error);
         }
         self.mark_draining();
-        if request.now {
-            self.state.borrow_mut().world.destinations.cut();
-            self.publish()?;
-        }
+        Ok(())
+    }
+
+    /// Brings worker and host to what the state says.
+    async fn put_in_force(&self) -> Result<(), ReloadError> {
+        self.survey().await?;
+        self.publish()?;
         self.keep_neighbours().await;
         self.enter_host().await.map_err(ReloadError::Host)
     }
@@ -305,6 +326,9 @@ impl Daemon {
         self.worker.collect_retired();
         while let Some((id, errno)) = self.worker.next_failed_install() {
             tracing::error!(path = id.0, %errno, "the worker could not install an egress path");
+            let mut state = self.state.borrow_mut();
+            state.paths.forget(id);
+            state.incomplete = true;
         }
         let due = {
             let mut state = self.state.borrow_mut();
@@ -349,7 +373,7 @@ impl Daemon {
     /// Forgets destinations whose flows have ended, moves the cookies' epoch on.
     async fn end_draining(&self) -> Result<(), ReloadError> {
         let _changing = self.changing.lock().await;
-        let changed = {
+        let (freed, epoch_ends) = {
             let mut state = self.state.borrow_mut();
             let State { world, draining, .. } = &mut *state;
             let time = now();
@@ -367,15 +391,16 @@ impl Daemon {
                 state.header.set_cookie_epoch(state.cookies.epoch);
                 state.next_epoch = time + start::COOKIE_EPOCH;
             }
-            freed > 0 || epoch_ends
+            (freed > 0, epoch_ends)
         };
-        if !changed {
-            return Ok(());
+        if epoch_ends && !freed {
+            self.publish()?;
         }
-        self.survey().await?;
-        self.publish()?;
-        self.state.borrow_mut().free_ids();
-        self.enter_host().await.map_err(ReloadError::Host)
+        if freed {
+            self.put_in_force().await?;
+            self.state.borrow_mut().free_ids();
+        }
+        Ok(())
     }
 }
 

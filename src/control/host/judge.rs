@@ -29,6 +29,8 @@ pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
     if config.director.capture == Capture::Route {
         forwarding(config, facts, &mut findings);
         reverse_path(config, facts, &mut findings);
+    } else {
+        reverse_path_of_tap(config, facts, &mut findings);
     }
     firewalls(config, facts, &mut findings);
     memory(config, facts, &mut findings);
@@ -169,6 +171,21 @@ fn reverse_path(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>)
                  real servers send to this host from a VIP; the larger of `all` and the \
                  interface's own value counts:\n\
                  sysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.{interface}.rp_filter=2"
+            ),
+        ));
+    }
+}
+
+/// Where the operator leads packets to the TAP, there may be no route of the VIP to it, and then
+/// what Adit answers through the TAP fails a strict check.
+fn reverse_path_of_tap(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    let tap = &config.director.tap;
+    if facts.rp_filter_new == Some(1) {
+        findings.push(Finding::warning(
+            format!("strict reverse path filtering will be on for {tap}"),
+            format!(
+                "without a route for the VIP to {tap}, Adit's own answers (ICMP errors, echo) are \
+                 dropped:\nsysctl -w net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0"
             ),
         ));
     }

@@ -16,8 +16,10 @@ use std::io;
 pub enum HostChange {
     /// A neighbour, which matters only where it is a next hop.
     Neighbour(NeighbourKey),
-    /// Links, addresses, routes, rules or IPsec policies; or some messages were lost, which may
-    /// have been any of them.
+    /// IPsec policies.
+    Policy,
+    /// Links, addresses, routes or rules; or some messages were lost, which may have been any of
+    /// them.
     Other,
 }
 
@@ -77,9 +79,9 @@ impl HostWatch {
                 NetlinkError::new("the netlink socket was closed", source)
             }),
             policy = policies => match policy {
-                Ok(()) => Ok(HostChange::Other),
+                Ok(()) => Ok(HostChange::Policy),
                 // The kernel dropped messages because we were late.
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => Ok(HostChange::Other),
+                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => Ok(HostChange::Policy),
                 Err(source) => Err(NetlinkError::new("cannot watch IPsec policies", source)),
             },
         }
