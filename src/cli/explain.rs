@@ -62,7 +62,7 @@ pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Outcome, Comman
 }
 
 fn offline(args: &ExplainArgs, global: &Global) -> Result<Option<Explained>, CommandError> {
-    let config = match load_config(&global.config) {
+    let mut config = match load_config(&global.config) {
         Ok(config) => config,
         Err(CommandError::Config(errors)) => {
             check::show_errors(&errors, global);
@@ -71,8 +71,10 @@ fn offline(args: &ExplainArgs, global: &Global) -> Result<Option<Explained>, Com
         Err(other) => return Err(other),
     };
     let key = LoadedKey::load(config.director.hash_key_file.as_deref())?.key;
-    let snapshot = offline_snapshot(&config, key)?;
     let Target { address: vip, protocol } = args.vip;
+    // Tables of other VIPs have no say, and would take their time.
+    config.services.retain(|service| service.vip == vip.ip());
+    let snapshot = offline_snapshot(&config, key)?;
     let question = Question { client: args.client, vip, protocol };
     Ok(Some(explain(&snapshot.services, key, &question)))
 }

@@ -3,6 +3,7 @@
 use super::config::{self, Config, DontFragment};
 use super::destinations::{DestinationKey, Destinations, DestinationsFull};
 use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey};
+use super::tables::{TableWork, members};
 use crate::dataplane::conntrack::{FlowRecord, Ticks, Timeouts};
 use crate::dataplane::counters::DestinationCounters;
 use crate::dataplane::hash::{HashKey, PersistenceGroup};
@@ -10,7 +11,7 @@ use crate::dataplane::ids::{DestinationId, RealId, VipId};
 use crate::dataplane::packet;
 use crate::dataplane::region::{Directory, DirectoryFull, Entry, RealIdentity, VipIdentity};
 use crate::dataplane::scheduler::table::{TableCache, TableError};
-use crate::dataplane::scheduler::{Member, Scheduler, SchedulerKind};
+use crate::dataplane::scheduler::{Scheduler, SchedulerKind};
 use crate::dataplane::service::{
     DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable,
 };
@@ -223,6 +224,19 @@ impl<S: AsRef<[Entry]>> World<S> {
         self.reals.intern(RealIdentity { address: packet::address(address), tunnel: TUNNEL_IPIP })
     }
 
+    /// Lends the placement tables, to have those of `config` built beside the runtime. Until they
+    /// are returned no snapshot should be made.
+    pub fn lend_tables(&mut self, config: &Config) -> TableWork {
+        let empty = TableCache::new(*self.tables.key());
+        let tables = std::mem::replace(&mut self.tables, empty);
+        TableWork::new(tables, config)
+    }
+
+    /// Takes the tables back.
+    pub fn return_tables(&mut self, tables: TableCache) {
+        self.tables = tables;
+    }
+
     /// Makes the snapshot of a configuration that was [`enter`](Self::enter)ed. `egress` names the
     /// number of a path, `None` where it could not be opened.
     ///
@@ -270,11 +284,7 @@ impl<S: AsRef<[Entry]>> World<S> {
         order.sort_by_key(|s| s.ports.precedence());
         for service in order {
             let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
-            let members: Vec<Member> = service
-                .reals
-                .iter()
-                .map(|real| Member::up(real.address, u32::from(real.weight)))
-                .collect();
+            let members = members(service);
             let mut destinations = Vec::with_capacity(members.len());
             for member in &members {
                 let real = self.intern_real(member.address)?;
@@ -564,10 +574,10 @@ mod tests {
             let cookies = CookieRoot { secret: [1; 16], epoch: 5 };
             let link = |opens: &[u8]| {
                 let egress = |target: &PathTarget| match target {
-                    PathTarget::Protected { protocol, .. } if opens.contains(protocol) => {
-                        Some(EgressId(u16::from(*protocol)))
+                    PathTarget::Protected { protocol, .. } => {
+                        opens.contains(protocol).then_some(EgressId(u16::from(*protocol)))
                     }
-                    _ => None,
+                    PathTarget::Direct { .. } | PathTarget::Kernel { .. } => None,
                 };
                 real_server(&config, &path, RealId(0), cookies, egress).unwrap().link
             };

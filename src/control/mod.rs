@@ -15,6 +15,7 @@ pub mod flow_region;
 pub mod host;
 pub mod netlink;
 pub mod runtime;
+pub mod tables;
 
 #[cfg(test)]
 mod testing;

@@ -14,6 +14,7 @@ use crate::dataplane::hash::HashKey;
 use crate::dataplane::packet;
 use crate::dataplane::path_mtu::MTU_LIFETIME;
 use crate::dataplane::persistence::PersistenceEvent;
+use crate::dataplane::scheduler::table::Table;
 use crate::dataplane::verdict::{EgressId, Event};
 use crate::io::Tap;
 use crate::worker::link::Update;
@@ -303,9 +304,27 @@ impl Daemon {
     /// Brings worker and host to what the state says.
     async fn put_in_force(&self) -> Result<(), ReloadError> {
         self.survey().await?;
+        let _tables = self.build_tables().await?;
         self.publish()?;
         self.keep_neighbours().await;
         self.enter_host().await.map_err(ReloadError::Host)
+    }
+
+    /// Builds placement tables beside the runtime, so that events and timers go on. The caller
+    /// holds the lock on changes, and the tables until they are in a snapshot.
+    async fn build_tables(&self) -> Result<Vec<Arc<Table>>, ReloadError> {
+        let work = {
+            let mut state = self.state.borrow_mut();
+            let State { world, config, .. } = &mut *state;
+            world.lend_tables(config)
+        };
+        match tokio::task::spawn_blocking(move || work.build()).await {
+            Ok((tables, built)) => {
+                self.state.borrow_mut().world.return_tables(tables);
+                Ok(built)
+            }
+            Err(error) => Err(ReloadError::Host(format!("building tables: {error}"))),
+        }
     }
 
     /// Remembers since when destinations drain.

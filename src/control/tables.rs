@@ -1,0 +1,34 @@
+//! Placement tables, built beside the runtime: the largest take a second, and events, timers and
+//! the admin socket must not wait for them.
+
+use super::config;
+use crate::dataplane::scheduler::Member;
+use crate::dataplane::scheduler::table::{Table, TableCache};
+use std::sync::Arc;
+
+/// Tables on loan to another thread.
+pub struct TableWork {
+    tables: TableCache,
+    members: Vec<Vec<Member>>,
+}
+
+impl TableWork {
+    /// The tables that `config` needs, from and into `tables`.
+    pub fn new(tables: TableCache, config: &config::Config) -> Self {
+        let services = config.services.iter().filter(|s| s.scheduler == config::Scheduler::Maglev);
+        TableWork { tables, members: services.map(members).collect() }
+    }
+
+    /// Builds what is missing. Holding on to what it gives keeps them until a snapshot does.
+    pub fn build(mut self) -> (TableCache, Vec<Arc<Table>>) {
+        // One that cannot be built is reported when the snapshot is made.
+        let built = self.members.iter().filter_map(|m| self.tables.table(m).ok()).collect();
+        (self.tables, built)
+    }
+}
+
+/// The real servers of a service, as its scheduler sees them.
+pub fn members(service: &config::Service) -> Vec<Member> {
+    let member = |real: &config::Real| Member::up(real.address, u32::from(real.weight));
+    service.reals.iter().map(member).collect()
+}
