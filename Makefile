@@ -26,7 +26,9 @@ demo: deps build ## Show the main job on this machine: real packets, real Postgr
 
 test: deps lint unit fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, short fuzzing
 
+# Hosts of the lab run the workspace's binaries.
 unit: deps
+	$(CARGO) build --locked --workspace --bins
 	$(CARGO) test --locked --workspace --no-fail-fast
 
 lint: ## Check format and clippy

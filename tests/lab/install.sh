@@ -3,8 +3,9 @@
 # of it is there.
 set -eu
 
-# Namespaces, wires and firewall; the recipe of the machines' root.
-packages="iproute2 nftables ethtool kmod procps util-linux mmdebstrap debian-archive-keyring"
+# A linker and a C++ compiler (the fuzzer's runtime); namespaces, wires and firewall; the recipe of
+# the machines' root.
+packages="build-essential iproute2 nftables ethtool kmod procps util-linux mmdebstrap debian-archive-keyring"
 # Machines with a kernel of their own; distributions without it have kernels with ipip.
 guests=user-mode-linux
 
