@@ -87,7 +87,7 @@ fn look_at_host(config: &Config) -> (Vec<Finding>, Vec<RealPath>) {
         (vec![Finding::error(what, help)], Vec::new())
     };
     let facts: Result<host::HostFacts, NetlinkError> =
-        match runtime::block_on(host::observe(config)) {
+        match runtime::block_on_plain(host::observe(config)) {
             Ok(facts) => facts,
             Err(error) => return failed(error.to_string()),
         };

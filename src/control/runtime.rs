@@ -42,6 +42,19 @@ pub fn block_on<F: Future>(future: F) -> Result<F::Output, RuntimeError> {
     Ok(runtime.block_on(future))
 }
 
+/// Runs `future` to its end on this thread without an io_uring: for commands that look at a host
+/// on which that may be forbidden, and should say so.
+///
+/// # Errors
+/// When the kernel refuses epoll.
+pub fn block_on_plain<F: Future>(future: F) -> Result<F::Output, RuntimeError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| RuntimeError { source, hint: "" })?;
+    Ok(tokio::task::LocalSet::new().block_on(&runtime, future))
+}
+
 /// Starts a task beside the current one, on the same thread.
 pub fn spawn<F>(task: F) -> JoinHandle<F::Output>
 where

@@ -9,7 +9,9 @@ use crate::control::build::{BuildError, CookieRoot, PathTarget, World};
 use crate::control::config::{Announce, Config, HashKeyError, IoEngine, LoadedKey, config_hash};
 use crate::control::destinations::DESTINATION_CAPACITY;
 use crate::control::egress_paths::EgressPaths;
+use crate::control::finding::Finding;
 use crate::control::flow_region::{FlowRegion, FlowRegionError, PERSISTENCE_CAPACITY};
+use crate::control::host;
 use crate::control::netlink::egress::FixedSources;
 use crate::control::netlink::links::Link;
 use crate::control::netlink::watch::HostWatch;
@@ -47,6 +49,9 @@ const OLD_TAP_GONE: Duration = Duration::from_secs(3);
 /// Why a director did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// A capability is missing.
+    #[error("{}: {}", .0.message, .0.help)]
+    Privilege(Finding),
     /// The hash key.
     #[error(transparent)]
     Key(#[from] HashKeyError),
@@ -93,6 +98,9 @@ pub enum StartError {
 
 /// Starts a director.
 pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Started, StartError> {
+    if let Some(missing) = host::missing_capabilities(host::capabilities()).into_iter().next() {
+        return Err(StartError::Privilege(missing));
+    }
     raise_descriptor_limit();
     let key = LoadedKey::load(config.director.hash_key_file.as_deref())?;
     let netlink = Netlink::open()?;

@@ -40,22 +40,32 @@ pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
     findings
 }
 
-fn privileges(facts: &HostFacts, findings: &mut Vec<Finding>) {
-    let has = |bit: u32| facts.capabilities.is_none_or(|set| set >> bit & 1 == 1);
-    for (bit, name, use_) in [
+/// Capabilities that a director cannot do without and does not have.
+#[must_use]
+pub fn missing_capabilities(effective: Option<u64>) -> Vec<Finding> {
+    let has = |bit: u32| effective.is_none_or(|set| set >> bit & 1 == 1);
+    let needed = [
         (CAP_NET_ADMIN, "CAP_NET_ADMIN", "the TAP, routes and firewall rules"),
         (CAP_NET_RAW, "CAP_NET_RAW", "sending tunnel packets"),
-    ] {
-        if !has(bit) {
-            findings.push(Finding::error(
+    ];
+    needed
+        .into_iter()
+        .filter(|(bit, ..)| !has(*bit))
+        .map(|(_, name, use_)| {
+            Finding::error(
                 format!("{name} is missing"),
                 format!(
                     "it is needed for {use_}: run as root, or under systemd with \
                      AmbientCapabilities={name}"
                 ),
-            ));
-        }
-    }
+            )
+        })
+        .collect()
+}
+
+fn privileges(facts: &HostFacts, findings: &mut Vec<Finding>) {
+    let has = |bit: u32| facts.capabilities.is_none_or(|set| set >> bit & 1 == 1);
+    findings.extend(missing_capabilities(facts.capabilities));
     if let Some(error) = &facts.tun_refused {
         findings.push(Finding::error(
             format!("/dev/net/tun cannot be opened: {error}"),

@@ -5,5 +5,7 @@ pub mod firewall;
 pub mod judge;
 pub mod observe;
 
-pub use judge::{MemoryNeeds, judge};
+pub use judge::{MemoryNeeds, judge, missing_capabilities};
 pub use observe::{HostFacts, observe};
+
+pub(crate) use observe::capabilities;

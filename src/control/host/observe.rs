@@ -134,7 +134,7 @@ fn local(config: &Config) -> HostFacts {
             .open("/dev/net/tun")
             .err()
             .map(|error| error.to_string()),
-        capabilities: status_field("CapEff:").and_then(|hex| u64::from_str_radix(&hex, 16).ok()),
+        capabilities: capabilities(),
         io_uring_disabled: sysctl("kernel/io_uring_disabled"),
         memlock: limit.ok().map(|(soft, _)| soft).filter(|soft| *soft != libc::RLIM_INFINITY),
         memory_available: memory_available(),
@@ -156,6 +156,11 @@ fn free_in(directory: &Path) -> Option<u64> {
 /// A single number in a file of /proc.
 fn number(path: &str) -> Option<u8> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// Effective capabilities of this process, as a bit set.
+pub(crate) fn capabilities() -> Option<u64> {
+    status_field("CapEff:").and_then(|hex| u64::from_str_radix(&hex, 16).ok())
 }
 
 fn status_field(name: &str) -> Option<String> {
