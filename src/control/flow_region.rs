@@ -47,10 +47,10 @@ pub struct FlowRegion {
     pub info: RegionInfo,
     /// For moving the cookies' epoch.
     pub header: &'static RegionHeader,
-    /// Ids of real servers.
-    pub reals: Directory<RealId, &'static [Entry]>,
-    /// Ids of VIPs.
-    pub vips: Directory<VipId, &'static [Entry]>,
+    /// Places of real servers' ids.
+    reals: &'static [Entry],
+    /// Places of VIPs' ids.
+    vips: &'static [Entry],
     /// Persistence records.
     pub persistence: &'static [Entry],
     /// Flow slots of the one worker.
@@ -96,7 +96,23 @@ impl FlowRegion {
             None => fresh(lock, geometry, boot, "new"),
         }
     }
+
+    /// The directories of ids; those of a new region are empty.
+    #[must_use]
+    pub fn directories(&self) -> (RealDirectory, VipDirectory) {
+        let (reals, torn_reals) = Directory::adopt(self.reals);
+        let (vips, torn_vips) = Directory::adopt(self.vips);
+        if torn_reals + torn_vips > 0 {
+            tracing::warn!(torn_reals, torn_vips, "torn directory entries were dropped");
+        }
+        (reals, vips)
+    }
 }
+
+/// Ids of real servers, in the region.
+pub type RealDirectory = Directory<RealId, &'static [Entry]>;
+/// Ids of VIPs, in the region.
+pub type VipDirectory = Directory<VipId, &'static [Entry]>;
 
 /// What a file is; `None` for one that no version of ours wrote whole.
 fn read_header(region: &mut Region) -> Option<RegionInfo> {
@@ -110,15 +126,9 @@ fn adopt(
     region: Region,
     info: &RegionInfo,
 ) -> Result<FlowRegion, FlowRegionError> {
-    let layout = RegionLayout::new(&info.geometry);
     let (bytes, placement) = region.leak();
-    let parts = RegionParts::split(bytes, &layout)?;
-    let (reals, torn_reals) = Directory::adopt(parts.reals);
-    let (vips, torn_vips) = Directory::adopt(parts.vips);
-    if torn_reals + torn_vips > 0 {
-        tracing::warn!(torn_reals, torn_vips, "torn directory entries were dropped");
-    }
-    in_use((lock, placement), parts, reals, vips, "taken over")
+    let parts = RegionParts::split(bytes, &RegionLayout::new(&info.geometry))?;
+    in_use((lock, placement), parts, "taken over")
 }
 
 fn fresh(
@@ -130,8 +140,7 @@ fn fresh(
     let mut cookie_secret = [0; 16];
     getrandom::fill(&mut cookie_secret).map_err(FlowRegionError::Random)?;
     let (parts, placement) = create(&lock, geometry, &Origin { boot, cookie_secret })?;
-    let (reals, vips) = (Directory::new(parts.reals), Directory::new(parts.vips));
-    in_use((lock, placement), parts, reals, vips, origin)
+    in_use((lock, placement), parts, origin)
 }
 
 /// A new region with the ids and secrets of `old`, whose flows are still to be entered.
@@ -146,10 +155,7 @@ fn reinsert(
     parts.header.set_cookie_epoch(info.cookie_epoch);
     copy_ids::<RealId>(old.reals, parts.reals);
     copy_ids::<VipId>(old.vips, parts.vips);
-    let (reals, _) = Directory::adopt(parts.reals);
-    let (vips, _) = Directory::adopt(parts.vips);
-    let mut region =
-        in_use((lock, placement), parts, reals, vips, "entered again in another size")?;
+    let mut region = in_use((lock, placement), parts, "entered again in another size")?;
     region.before = Some(Before { flows: old.flows, persistence: old.persistence });
     Ok(region)
 }
@@ -180,15 +186,13 @@ fn create(
 fn in_use(
     (lock, placement): (StateDirectory, Placement),
     parts: RegionParts<'static>,
-    reals: Directory<RealId, &'static [Entry]>,
-    vips: Directory<VipId, &'static [Entry]>,
     origin: &'static str,
 ) -> Result<FlowRegion, FlowRegionError> {
     Ok(FlowRegion {
         info: parts.header.read()?,
         header: parts.header,
-        reals,
-        vips,
+        reals: parts.reals,
+        vips: parts.vips,
         persistence: parts.persistence,
         // One worker in this version; the geometry says so.
         flows: parts.flows.first().copied().unwrap_or_default(),

@@ -37,17 +37,7 @@ pub(super) fn read<'t>(mut root: Table<'t>, problems: &'t Problems) -> Option<Co
 }
 
 fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
-    let tap = t.parsed("tap", |text| interface_name("tap", text));
-    let interface = t.parsed("interface", |text| interface_name("interface", text));
-    if let (Some(tap), Some(interface)) = (&tap, &interface)
-        && tap.value == interface.value
-    {
-        problems.at(
-            tap.span.clone(),
-            format!("`tap` and `interface` are both \"{}\"", tap.value),
-            "`tap` names a device Adit makes, `interface` the one that faces the clients",
-        );
-    }
+    let (tap, interface) = devices(&mut t, problems);
     let workers = workers(&mut t, problems);
     let capture = t.word(
         "capture",
@@ -87,14 +77,11 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         "a shorter queue overflows in a burst, a longer one only adds delay",
     );
     let mtu = t.integer("mtu", &limits::MTU, "IPv6 needs 1280; jumbo frames end at 9216");
-    if interface.is_none() && t.get("interface").is_none() {
-        t.missing("interface", "interface = \"eth0\"");
-    }
     t.finish();
 
     Some(Director {
-        tap: tap.map_or_else(|| limits::DEFAULT_TAP.to_owned(), |at| at.value),
-        interface: interface?.value,
+        tap: tap.unwrap_or_else(|| limits::DEFAULT_TAP.to_owned()),
+        interface: interface?,
         workers,
         capture: capture.unwrap_or(Capture::Route),
         announce: announce.unwrap_or(Announce::Arp),
@@ -106,6 +93,26 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         tap_queue_length: queue.unwrap_or(limits::DEFAULT_TAP_QUEUE),
         mtu,
     })
+}
+
+/// `tap` and `interface`, which must not be one.
+fn devices(t: &mut Table<'_>, problems: &Problems) -> (Option<String>, Option<String>) {
+    let tap = t.parsed("tap", |text| interface_name("tap", text));
+    let interface = t.parsed("interface", |text| interface_name("interface", text));
+    let name = tap.as_ref().map_or(limits::DEFAULT_TAP, |at| &at.value);
+    if let Some(interface) = &interface
+        && interface.value == name
+    {
+        problems.at(
+            tap.as_ref().unwrap_or(interface).span.clone(),
+            format!("`tap` and `interface` are both \"{name}\""),
+            "`tap` names a device Adit makes, `interface` the one that faces the clients",
+        );
+    }
+    if interface.is_none() && t.get("interface").is_none() {
+        t.missing("interface", "interface = \"eth0\"");
+    }
+    (tap.map(|at| at.value), interface.map(|at| at.value))
 }
 
 fn workers(t: &mut Table<'_>, problems: &Problems) -> u16 {

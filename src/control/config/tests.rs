@@ -94,6 +94,7 @@ fn refusals() {
              hash_key_file = \"hash.key\"\nmtu = 500\ntap_queue_length = -1\n"
                 .into(),
         ),
+        ("interface_is_default_tap", "[director]\ninterface = \"adit0\"\n".into()),
         ("device_name", "[director]\ninterface = \"a-name-that-is-too-long\"\n".into()),
         (
             "tunnel",

@@ -10,7 +10,7 @@ use crate::control::config::{Announce, Config, HashKeyError, IoEngine, LoadedKey
 use crate::control::destinations::DESTINATION_CAPACITY;
 use crate::control::egress_paths::EgressPaths;
 use crate::control::finding::Finding;
-use crate::control::flow_region::{FlowRegion, FlowRegionError, PERSISTENCE_CAPACITY};
+use crate::control::flow_region::{Before, FlowRegion, FlowRegionError, PERSISTENCE_CAPACITY};
 use crate::control::host;
 use crate::control::netlink::egress::FixedSources;
 use crate::control::netlink::links::Link;
@@ -20,17 +20,20 @@ use crate::dataplane::conntrack::{AdoptionReport, FlowTable, Slot};
 use crate::dataplane::counters::Counters;
 use crate::dataplane::director::{Director, Parts};
 use crate::dataplane::fragments::Fragments;
+use crate::dataplane::hash::HashKey;
 use crate::dataplane::path_mtu::PathMtus;
 use crate::dataplane::persistence::PersistenceTable;
 use crate::dataplane::rate_limit::{Rate, RateLimiter, RateLimits};
-use crate::dataplane::region::{Geometry, REAL_CAPACITY};
+use crate::dataplane::region::{Entry, Geometry, REAL_CAPACITY};
 use crate::dataplane::snapshot::Snapshot;
 use crate::io::{
-    self, EgressTarget, Engine, EngineConfig, EngineError, Errno, IoPreference, MAX_EGRESS,
-    NeighbourSockets, OpenEgress, OuterErrorSockets, PacketSocketError, Tap, TapConfig, TapError,
-    Waker,
+    self, EgressTarget, Engine, EngineConfig, EngineError, EngineKind, Errno, IoCounters,
+    IoPreference, MAX_EGRESS, NeighbourSockets, OpenEgress, OuterErrorSockets, PacketSocketError,
+    Tap, TapConfig, TapError, Waker,
 };
-use crate::worker::{self, Worker, capture, link};
+use crate::worker::capture::{self, CaptureControl};
+use crate::worker::link::{self, ControlEnd};
+use crate::worker::{self, Worker};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -110,103 +113,28 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     let geometry = Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY);
     let mut region = FlowRegion::open(&config.director.state_dir, &geometry)?;
     let tap = open_tap(&config, &client).await?;
-    let choice = io::choose(preference(config.director.io), &tap)?;
-    tracing::info!(engine = %choice.engine, reason = choice.reason, "io engine chosen");
+    let engine = io::choose(preference(config.director.io), &tap)?;
+    tracing::info!(engine = %engine.engine, reason = engine.reason, "io engine chosen");
 
     let counters = Arc::new(Counters::new(DESTINATION_CAPACITY));
-    let cookies =
-        CookieRoot { secret: region.info.origin.cookie_secret, epoch: region.info.cookie_epoch };
-    let mut world = World::new(region.reals, region.vips, key.key);
-    world.enter(&config, &counters.destinations)?;
-    let (flows, report) =
-        adopt_flows(region.flows, region.before.as_ref(), &mut world, &config, &counters)?;
-    log_adoption(region.origin, &report);
-    let mut persistence = {
-        let known = |real| world.reals.get(real).is_some();
-        PersistenceTable::adopt(region.persistence, seed()?, now(), known).0
-    };
-    if let Some(before) = &region.before {
-        persistence.import(before.persistence, now(), |real| world.reals.get(real).is_some());
-    }
-
-    let answers = config.director.announce == Announce::Arp;
-    let client_mac = client.mac.filter(|_| answers);
-    let mut state = State {
-        survey: netlink.survey(&world.real_addresses(&config), sources(&config)).await?,
-        world,
-        paths: EgressPaths::new(MAX_EGRESS),
-        incomplete: false,
-        snapshot: Arc::new(Snapshot::default()),
-        persistence,
-        header: region.header,
-        cookies,
-        next_epoch: now() + COOKIE_EPOCH,
-        path_mtus: HashMap::new(),
-        vips: BTreeSet::new(),
-        kept: HashMap::new(),
-        groups: None,
-        draining: HashMap::new(),
-        next_drain_look: now(),
-        findings: Vec::new(),
-        client_mac,
-        client_index: client.index,
-        config,
-    };
+    let inherited = inherit(&mut region, &config, key.key, &counters)?;
+    let adopted = inherited.adopted;
+    let (mut state, flows) = first_state(inherited, &region, config, &client, &netlink).await?;
     // All flows and ids are in: from now on a successor finds this file.
     region.placement.publish().map_err(FlowRegionError::from)?;
-
-    let waker = Waker::new().map_err(StartError::Waker)?;
-    let mut engine = EngineConfig::new(choice.engine, waker.clone());
-    if answers {
-        engine.neighbours.push(NeighbourSockets::open(client.index)?);
-    }
-    engine.outer_errors = Some(OuterErrorSockets::open()?);
-    let engine = Engine::build(&tap, engine)?;
-
-    let (control_end, worker_end) = link::link(waker);
-    let (capture, capture_tap) = capture::capture();
-    let parts = Parts {
-        flows,
-        fragments: Fragments::new(usize::try_from(tap.mtu()).unwrap_or(usize::MAX), seed()?),
-        path_mtus: PathMtus::new(REAL_CAPACITY as usize),
-        emit_limits: RateLimiter::new(&rate_limits(&state.config), seed()?),
-        persistence: state.persistence.index(),
-        counters: Arc::clone(&counters),
-    };
-    let planned = super::update::plan(&mut state, key.key, &tap, &counters)?;
-    let client_egress = planned.client_egress;
-    state.snapshot = Arc::clone(&planned.update.snapshot);
-    state.paths.commit(planned.paths);
-    state.incomplete = planned.incomplete;
-    let worker = Worker::new(
-        Director::new(parts),
-        Arc::clone(&state.snapshot),
-        client_egress,
-        worker_end,
-        capture_tap,
-    );
-    // Waits in the queue until the worker's first batch, which precedes its first frame.
-    if control_end.publish(planned.update).is_err() {
-        unreachable!("a new queue has room");
-    }
-    let (tell, ended) = oneshot::channel();
-    let thread = worker::spawn(worker, engine, pinned_core(), move |result| {
-        // Nobody listens any more when the process is ending anyway.
-        let _ = tell.send(result);
-    })
-    .map_err(StartError::Thread)?;
+    let working = start_worker(&mut state, flows, key.key, &tap, engine.engine, &counters)?;
 
     let daemon = Rc::new(Daemon {
         config_path,
         key,
         netlink,
         tap,
-        engine: choice,
+        engine,
         counters,
-        worker: control_end,
-        capture,
+        worker: working.link,
+        capture: working.capture,
         flows: region.flows,
-        adopted: u64::from(report.adopted),
+        adopted,
         started: now(),
         state: RefCell::new(state),
         changing: tokio::sync::Mutex::new(()),
@@ -220,7 +148,135 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     }
     let hash = config_hash(&daemon.state.borrow().config);
     tracing::info!(%hash, key = daemon.key.fingerprint(), "forwarding");
-    Ok(Started { daemon, thread, ended, watch })
+    Ok(Started { daemon, thread: working.thread, ended: working.ended, watch })
+}
+
+/// What an earlier process left, in the terms of this one.
+struct Inherited {
+    world: World<&'static [Entry]>,
+    flows: FlowTable<&'static [Slot]>,
+    persistence: PersistenceTable<&'static [Entry]>,
+    /// Flows taken over.
+    adopted: u64,
+}
+
+/// Takes over ids, flows and persistence from the region.
+fn inherit(
+    region: &mut FlowRegion,
+    config: &Config,
+    key: HashKey,
+    counters: &Counters,
+) -> Result<Inherited, StartError> {
+    let (reals, vips) = region.directories();
+    let mut world = World::new(reals, vips, key);
+    world.enter(config, &counters.destinations)?;
+    let before = region.before.take();
+    let (flows, report) = adopt_flows(region.flows, before.as_ref(), &mut world, config, counters)?;
+    tracing::info!(
+        region = region.origin,
+        adopted = report.adopted,
+        expired = report.expired,
+        unknown_target = report.unknown_target,
+        "flow table"
+    );
+    let known = |real| world.reals.get(real).is_some();
+    let (mut persistence, _) = PersistenceTable::adopt(region.persistence, seed()?, now(), known);
+    if let Some(before) = &before {
+        persistence.import(before.persistence, now(), known);
+    }
+    Ok(Inherited { world, flows, persistence, adopted: u64::from(report.adopted) })
+}
+
+/// The state a director begins with, after a first look at the host.
+async fn first_state(
+    inherited: Inherited,
+    region: &FlowRegion,
+    config: Config,
+    client: &Link,
+    netlink: &Netlink,
+) -> Result<(State, FlowTable<&'static [Slot]>), StartError> {
+    let Inherited { world, flows, persistence, .. } = inherited;
+    let answers = config.director.announce == Announce::Arp;
+    let state = State {
+        survey: netlink.survey(&world.real_addresses(&config), sources(&config)).await?,
+        world,
+        paths: EgressPaths::new(MAX_EGRESS),
+        incomplete: false,
+        snapshot: Arc::new(Snapshot::default()),
+        persistence,
+        header: region.header,
+        cookies: CookieRoot {
+            secret: region.info.origin.cookie_secret,
+            epoch: region.info.cookie_epoch,
+        },
+        next_epoch: now() + COOKIE_EPOCH,
+        path_mtus: HashMap::new(),
+        vips: BTreeSet::new(),
+        kept: HashMap::new(),
+        groups: None,
+        draining: HashMap::new(),
+        next_drain_look: now(),
+        findings: Vec::new(),
+        client_mac: client.mac.filter(|_| answers),
+        client_index: client.index,
+        config,
+    };
+    Ok((state, flows))
+}
+
+/// A worker on its thread, and what control keeps of it.
+struct Working {
+    link: ControlEnd,
+    capture: CaptureControl,
+    thread: std::thread::JoinHandle<()>,
+    ended: oneshot::Receiver<Result<IoCounters, EngineError>>,
+}
+
+/// Builds the packet loop with its sockets, and starts it with the first snapshot.
+fn start_worker(
+    state: &mut State,
+    flows: FlowTable<&'static [Slot]>,
+    key: HashKey,
+    tap: &Tap,
+    kind: EngineKind,
+    counters: &Arc<Counters>,
+) -> Result<Working, StartError> {
+    let waker = Waker::new().map_err(StartError::Waker)?;
+    let mut engine = EngineConfig::new(kind, waker.clone());
+    if state.client_mac.is_some() {
+        engine.neighbours.push(NeighbourSockets::open(state.client_index)?);
+    }
+    engine.outer_errors = Some(OuterErrorSockets::open()?);
+    let engine = Engine::build(tap, engine)?;
+    let parts = Parts {
+        flows,
+        fragments: Fragments::new(usize::try_from(tap.mtu()).unwrap_or(usize::MAX), seed()?),
+        path_mtus: PathMtus::new(REAL_CAPACITY as usize),
+        emit_limits: RateLimiter::new(&rate_limits(&state.config), seed()?),
+        persistence: state.persistence.index(),
+        counters: Arc::clone(counters),
+    };
+
+    let planned = super::update::plan(state, key, tap, counters)?;
+    state.snapshot = Arc::clone(&planned.update.snapshot);
+    state.paths.commit(planned.paths);
+    state.incomplete = planned.incomplete;
+    let (link, worker_end) = link::link(waker);
+    let (capture, capture_tap) = capture::capture();
+    let snapshot = Arc::clone(&state.snapshot);
+    let worker =
+        Worker::new(Director::new(parts), snapshot, planned.client_egress, worker_end, capture_tap);
+    // Waits in the queue until the worker's first batch, which precedes its first frame.
+    if link.publish(planned.update).is_err() {
+        unreachable!("a new queue has room");
+    }
+    let (tell, ended) = oneshot::channel();
+    let thread = worker::spawn(worker, engine, pinned_core(), move |result| {
+        // Nobody listens any more when the process is ending anyway.
+        let _ = tell.send(result);
+    })
+    .map_err(StartError::Thread)?;
+    Ok(Working { link, capture, thread, ended })
 }
 
 /// Each kernel-routed real server has a socket; the usual soft limit of 1024 is for programs that
@@ -273,8 +329,8 @@ pub(super) fn preference(io: IoEngine) -> IoPreference {
 /// Takes over the flows of an earlier process, and counts them where `list` looks.
 fn adopt_flows(
     slots: &'static [Slot],
-    before: Option<&crate::control::flow_region::Before>,
-    world: &mut World<&'static [crate::dataplane::region::Entry]>,
+    before: Option<&Before>,
+    world: &mut World<&'static [Entry]>,
     config: &Config,
     counters: &Counters,
 ) -> Result<(FlowTable<&'static [Slot]>, AdoptionReport), StartError> {
@@ -301,16 +357,6 @@ fn adopt_flows(
         }
     }
     Ok((table, report))
-}
-
-fn log_adoption(origin: &str, report: &AdoptionReport) {
-    tracing::info!(
-        region = origin,
-        adopted = report.adopted,
-        expired = report.expired,
-        unknown_target = report.unknown_target,
-        "flow table"
-    );
 }
 
 pub(super) fn sources(config: &Config) -> FixedSources {
