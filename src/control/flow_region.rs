@@ -13,6 +13,7 @@ use crate::dataplane::region::{
 };
 use crate::io::{Placement, Region, RegionError, StateDirectory};
 use std::path::Path;
+use zerocopy::FromBytes;
 
 /// Name of the file in the state directory.
 pub const REGION_FILE: &str = "flows";
@@ -82,7 +83,15 @@ impl FlowRegion {
         let boot = boot_id()?;
         let lock = StateDirectory::lock(directory)?;
         let found = match lock.open(REGION_FILE)? {
-            Some(mut region) => read_header(&mut region).map(|info| (region, info)),
+            Some(mut region) => match read_header(&mut region) {
+                Ok(info) => Some((region, info)),
+                Err(error) => {
+                    let file = directory.join(REGION_FILE);
+                    let file = file.display();
+                    tracing::warn!(%file, %error, "not a whole flow table, so a new one is made");
+                    None
+                }
+            },
             None => None,
         };
         match found {
@@ -114,11 +123,18 @@ pub type RealDirectory = Directory<RealId, &'static [Entry]>;
 /// Ids of VIPs, in the region.
 pub type VipDirectory = Directory<VipId, &'static [Entry]>;
 
-/// What a file is; `None` for one that no version of ours wrote whole.
-fn read_header(region: &mut Region) -> Option<RegionInfo> {
-    let bytes = region.bytes_mut().get_mut(..size_of::<RegionHeader>())?;
-    let header = <RegionHeader as zerocopy::FromBytes>::mut_from_bytes(bytes).ok()?;
-    header.read().ok()
+/// What a file is.
+///
+/// # Errors
+/// For one that no version of ours wrote whole.
+fn read_header(region: &mut Region) -> Result<RegionInfo, FlowRegionError> {
+    let bytes = region.bytes_mut();
+    let header = bytes.get_mut(..size_of::<RegionHeader>());
+    let header = header.and_then(|bytes| <RegionHeader as FromBytes>::mut_from_bytes(bytes).ok());
+    let info = header.ok_or(HeaderError::Foreign)?.read()?;
+    // One that was cut afterwards does not hold what its header says.
+    RegionParts::split(bytes, &RegionLayout::new(&info.geometry))?;
+    Ok(info)
 }
 
 fn adopt(

@@ -14,10 +14,18 @@ use std::io;
 
 /// Why the kernel did not do or say what was asked.
 #[derive(Debug, thiserror::Error)]
-#[error("{what}: {source}")]
+#[error("{what}: {source}{}", advice(source))]
 pub struct NetlinkError {
     what: String,
     source: io::Error,
+}
+
+/// What to do about it, where that is known.
+fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => " (run as root or give CAP_NET_ADMIN)",
+        _ => "",
+    }
 }
 
 impl NetlinkError {

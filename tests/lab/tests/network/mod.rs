@@ -56,30 +56,17 @@ pub(crate) fn path_mtu(director: &Director, address: IpAddr) -> u64 {
 
 /// Packets dropped for a reason, as `adit drops` says it.
 pub(crate) fn dropped(director: &Director, reason: &str) -> u64 {
-    let drops = director.json(&["drops"]).expect("the director tells its drops");
-    let all = drops["drops"].as_array().unwrap_or_else(|| panic!("no drops: {drops}"));
+    let drops = director.json(&["drops", "--all"]).expect("the director tells its drops");
+    let all = drops.as_array().unwrap_or_else(|| panic!("no list: {drops}"));
     all.iter()
         .find(|drop| drop["reason"] == reason)
         .and_then(|drop| drop["count"].as_u64())
         .unwrap_or_else(|| panic!("no {reason} in {drops}"))
 }
 
-/// `GET /v1/status` of a director in a namespace.
+/// What `adit list` says of the director itself.
 pub(crate) fn status(director: &Director) -> Value {
-    let socket = director.host().path("adit.sock");
-    let text = director
-        .host()
-        .run(&[
-            "curl",
-            "-sS",
-            "--max-time",
-            "10",
-            "--unix-socket",
-            &socket,
-            "http://adit/v1/status",
-        ])
-        .expect("the director answers");
-    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    director.json(&["list"]).expect("the director lists")["status"].clone()
 }
 
 /// One of the worker's totals.
