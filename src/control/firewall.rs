@@ -27,6 +27,9 @@ pub enum FirewallError {
          drops one-sided TCP as invalid"
     )]
     Start(#[source] io::Error),
+    /// The kernel has no nf_tables for the family `inet`.
+    #[error("this kernel cannot have Adit's notrack rules: it has no nf_tables of family inet")]
+    NoTables,
     /// `nft` did not take the rules.
     #[error("nft refuses Adit's rules: {0}")]
     Refused(String),
@@ -128,6 +131,11 @@ fn run_nft(script: &str) -> Result<(), FirewallError> {
     let output = nft.wait_with_output().map_err(FirewallError::Start)?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        // The first line makes the table, and needs nothing but the family.
+        let first = said.lines().next().unwrap_or_default();
+        if first.starts_with("/dev/stdin:1:") && first.contains("Operation not supported") {
+            return Err(FirewallError::NoTables);
+        }
         return Err(FirewallError::Refused(said));
     }
     written.map_err(FirewallError::Start)

@@ -2,7 +2,8 @@
 
 use super::Daemon;
 use crate::control::config::{Announce, Capture};
-use crate::control::firewall;
+use crate::control::finding::Finding;
+use crate::control::firewall::{self, FirewallError};
 use crate::dataplane::neighbour::{self, Mac};
 use crate::io::{EgressTarget, JoinedGroups, OpenEgress};
 use std::collections::BTreeSet;
@@ -27,10 +28,12 @@ impl Daemon {
         let list: Vec<IpAddr> = vips.iter().copied().collect();
         let rules =
             firewall::Rules { tap: self.tap.name().to_owned(), interface, vips: list.clone() };
-        tokio::task::spawn_blocking(move || rules.apply())
-            .await
-            .map_err(|error| error.to_string())?
-            .map_err(|error| error.to_string())?;
+        let applied = tokio::task::spawn_blocking(move || rules.apply()).await;
+        match applied.map_err(|error| error.to_string())? {
+            Ok(()) => {}
+            Err(error @ FirewallError::NoTables) => self.go_on_without_rules(&error),
+            Err(error) => return Err(error.to_string()),
+        }
         if announce == Announce::Arp {
             let groups = join_groups(client_index, &vips)?;
             self.state.borrow_mut().groups = groups;
@@ -47,6 +50,18 @@ impl Daemon {
         }
         state.vips = vips;
         Ok(())
+    }
+
+    /// A kernel that cannot have the rules may do without: they are about connection tracking.
+    fn go_on_without_rules(&self, error: &FirewallError) {
+        let help = "where a firewall tracks connections, it drops one-sided TCP as invalid; keep \
+                    VIPs from being tracked by rules of your own (raw table, NOTRACK)";
+        let finding = Finding::warning(error.to_string(), help);
+        let mut state = self.state.borrow_mut();
+        if !state.findings.contains(&finding) {
+            tracing::warn!(help, "{error}");
+            state.findings.push(finding);
+        }
     }
 
     /// Takes routes and neighbour care back, and the firewall's rules.
@@ -68,8 +83,10 @@ impl Daemon {
             }
         }
         self.state.borrow_mut().groups = None;
-        if let Err(error) = firewall::remove(self.tap.name()) {
-            tracing::warn!(%error, "firewall rules stay behind");
+        match firewall::remove(self.tap.name()) {
+            // Where there can be none, none stay.
+            Ok(()) | Err(FirewallError::NoTables) => {}
+            Err(error) => tracing::warn!(%error, "firewall rules stay behind"),
         }
     }
 }

@@ -213,7 +213,7 @@ async fn look_at_host(daemon: Rc<Daemon>) {
             Severity::Note => tracing::info!(help, "{}", finding.message),
         }
     }
-    daemon.state.borrow_mut().findings = findings;
+    daemon.state.borrow_mut().findings.extend(findings);
 }
 
 async fn reload_by_signal(daemon: Rc<Daemon>) {

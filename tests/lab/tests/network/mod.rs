@@ -7,6 +7,7 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use adit_lab::packet::IpPacket;
+use adit_lab::skip::skipped;
 use adit_lab::topology::{vip, vip6};
 use adit_lab::{Director, Namespace, RealServer, SERVE_PORT, Service, wait_for, wait_until};
 use etherparse::Ipv4Header;
@@ -27,12 +28,23 @@ pub(crate) fn services<'a>(
     ]
 }
 
-/// Whether a thing is missing that a test needs; says so, or fails where everything is required.
-pub(crate) fn skipped(missing: &str) -> bool {
-    let required = std::env::var("ADIT_TEST_REQUIRE_ALL").is_ok_and(|value| value == "1");
-    assert!(!required, "ADIT_TEST_REQUIRE_ALL=1, and {missing}");
-    println!("skipped: {missing}");
-    true
+/// Whether tests can run here at all; says why not.
+pub(crate) fn can_run() -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        skipped("networks of hosts need root");
+    }
+    root
+}
+
+/// Whether there are guests with a kernel of their own here; says why not.
+pub(crate) fn has_guests() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path).any(|dir| dir.join("linux.uml").is_file());
+    if !found {
+        skipped("there is no User-Mode Linux here");
+    }
+    found
 }
 
 /// What `adit list` says of a real server, in the first service that has it.
