@@ -1,5 +1,7 @@
 //! Ways to real servers that are the kernel's: through IPsec policies, and without Ethernet.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "what tests share is test code too")]
+
 mod network;
 
 use std::collections::BTreeSet;

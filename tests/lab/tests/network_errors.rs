@@ -1,6 +1,8 @@
 //! ICMP errors: those about outer packets, which must prove themselves, and those of the clients'
 //! paths, which belong to one real server.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "what tests share is test code too")]
+
 mod network;
 
 use std::io::{Read, Write};

@@ -1,6 +1,8 @@
 //! Starts that must be refused: each with an error that says what to do, exit status 1, and
 //! nothing left behind.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "what tests share is test code too")]
+
 mod network;
 
 use std::fs;

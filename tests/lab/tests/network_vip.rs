@@ -1,6 +1,8 @@
 //! The VIP as its neighbours and clients see it: who answers for it, how fast and how often, what
 //! becomes of fragments and echo requests, and of a million frames that make no sense.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "what tests share is test code too")]
+
 #[path = "network/junk.rs"]
 mod junk;
 mod network;
