@@ -37,6 +37,9 @@ pub struct Known {
     /// Whether its connections were cut: it keeps its number while flows name it, and is out of
     /// force.
     pub cut: bool,
+    /// Whether it drained and its flows have ended: it only waits for its number to be free, and
+    /// its VIP need not be led here for it.
+    pub idle: bool,
     /// What the counters said when it got its number; they are never reset.
     before: DestinationReading,
 }
@@ -107,7 +110,7 @@ impl Destinations {
         {
             known.destination = destination;
             known.configured = configured;
-            known.cut = false;
+            (known.cut, known.idle) = (false, false);
             return Ok(id);
         }
         let free = self.by_id.iter().position(Option::is_none).unwrap_or(self.by_id.len());
@@ -117,8 +120,14 @@ impl Destinations {
         if free == self.by_id.len() {
             self.by_id.push(None);
         }
-        self.by_id[free] =
-            Some(Known { key: key.clone(), destination, configured, cut: false, before });
+        self.by_id[free] = Some(Known {
+            key: key.clone(),
+            destination,
+            configured,
+            cut: false,
+            idle: false,
+            before,
+        });
         self.by_key.insert(key, id);
         Ok(id)
     }
@@ -128,6 +137,21 @@ impl Destinations {
         for known in self.by_id.iter_mut().flatten() {
             known.cut |= !known.configured;
         }
+    }
+
+    /// Notes which of those that drain are idle; whether that changed any.
+    pub fn note_idle(&mut self, mut is_idle: impl FnMut(DestinationId) -> bool) -> bool {
+        let mut changed = false;
+        for (number, known) in (0..).zip(&mut self.by_id) {
+            if let Some(known) = known
+                && !known.configured
+            {
+                let idle = is_idle(DestinationId(number));
+                changed |= known.idle != idle;
+                known.idle = idle;
+            }
+        }
+        changed
     }
 
     /// Forgets drained destinations for which `is_free` says that nothing refers to them. Their
@@ -227,6 +251,9 @@ mod tests {
         assert_eq!(known.table().iter().flatten().count(), 3, "and is in force");
         assert_eq!(configure(&mut known, 4), Err(DestinationsFull));
 
+        assert!(known.note_idle(|_| true) && !known.note_idle(|_| true));
+        assert!(known.get(DestinationId(0)).unwrap().idle);
+        assert!(!known.get(DestinationId(1)).unwrap().idle, "a configured one never is");
         assert_eq!(known.retain(|_, _| false), 0);
         assert_eq!(known.retain(|_, _| true), 1);
         assert_eq!(known.get(DestinationId(0)).map(|k| &k.key), None);

@@ -128,6 +128,16 @@ fn reload_drains_what_leaves_and_refuses_what_is_wrong() {
     lab.ok("reload");
     assert!(lab.on_director("ip route show 192.0.2.10").contains("adit0"));
     assert_eq!(lab.json("list")["services"][0]["configured"], false);
+
+    // One that has none is led here no longer than the change takes to be everywhere.
+    lab.configure(&THREE.replace("192.0.2.10", "192.0.2.11"));
+    lab.ok("reload");
+    lab.configure("");
+    lab.ok("reload");
+    eventually("the other VIP is gone", || {
+        lab.on_director("ip route show 192.0.2.11").is_empty().then_some(())
+    });
+    assert!(lab.on_director("ip route show 192.0.2.10").contains("adit0"), "this one drains");
 }
 
 #[test]

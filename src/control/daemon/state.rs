@@ -54,9 +54,8 @@ impl State {
     /// VIPs of the configuration, and those whose flows have not ended.
     pub(super) fn vips_in_force(&self) -> BTreeSet<IpAddr> {
         let mut vips: BTreeSet<IpAddr> = self.config.vips().into_iter().collect();
-        vips.extend(
-            self.world.destinations.iter().filter_map(|(_, k)| self.world.vip_address(k.key.vip)),
-        );
+        let known = self.world.destinations.iter().filter(|(_, known)| !known.idle);
+        vips.extend(known.filter_map(|(_, known)| self.world.vip_address(known.key.vip)));
         vips
     }
 

@@ -11,6 +11,7 @@ use crate::control::finding::Finding;
 use crate::control::netlink::NetlinkError;
 use crate::dataplane::counters::Counters;
 use crate::dataplane::hash::HashKey;
+use crate::dataplane::ids::DestinationId;
 use crate::dataplane::packet;
 use crate::dataplane::path_mtu::MTU_LIFETIME;
 use crate::dataplane::persistence::PersistenceEvent;
@@ -29,6 +30,9 @@ const SWEPT_PER_TICK: usize = 4096;
 /// A destination without flows keeps its number this long after it was taken out: fragments and
 /// packets in flight may still name it (fragments are followed for 30 s).
 const DRAINED_FOR: Duration = Duration::from_secs(60);
+/// After this long the worker has long taken the snapshot in which a destination drains, so that
+/// one without flows will not get any more: its VIP need not be led here.
+const SNAPSHOT_TAKEN: Duration = Duration::from_secs(2);
 /// How often that is looked at.
 const DRAIN_LOOK: Duration = Duration::from_secs(1);
 
@@ -392,17 +396,18 @@ impl Daemon {
     /// Forgets destinations whose flows have ended, moves the cookies' epoch on.
     async fn end_draining(&self) -> Result<(), ReloadError> {
         let _changing = self.changing.lock().await;
-        let (freed, epoch_ends) = {
+        let (ended, epoch_ends) = {
             let mut state = self.state.borrow_mut();
             let State { world, draining, .. } = &mut *state;
             let time = now();
-            let freed = world.destinations.retain(|id, _| {
-                let old = draining
-                    .get(&id)
-                    .is_some_and(|since| time.saturating_since(*since) >= DRAINED_FOR);
+            let without_flows_for = |id: DestinationId, least: Duration| {
+                let since = draining.get(&id);
+                let long = since.is_some_and(|since| time.saturating_since(*since) >= least);
                 let flows = self.counters.destinations.get(id.index());
-                old && flows.is_none_or(|c| c.active.get() + c.inactive.get() == 0)
-            });
+                long && flows.is_none_or(|c| c.active.get() + c.inactive.get() == 0)
+            };
+            let idle = world.destinations.note_idle(|id| without_flows_for(id, SNAPSHOT_TAKEN));
+            let freed = world.destinations.retain(|id, _| without_flows_for(id, DRAINED_FOR));
             draining.retain(|id, _| world.destinations.get(*id).is_some());
             let epoch_ends = time >= state.next_epoch;
             if epoch_ends {
@@ -410,12 +415,12 @@ impl Daemon {
                 state.header.set_cookie_epoch(state.cookies.epoch);
                 state.next_epoch = time + start::COOKIE_EPOCH;
             }
-            (freed > 0, epoch_ends)
+            (idle || freed > 0, epoch_ends)
         };
-        if epoch_ends && !freed {
+        if epoch_ends && !ended {
             self.publish()?;
         }
-        if freed {
+        if ended {
             self.put_in_force().await?;
             self.state.borrow_mut().free_ids();
         }

@@ -84,7 +84,7 @@ impl Daemon {
             let table_size = (service.scheduler == Scheduler::Maglev)
                 .then(|| table_size(service.reals.len()).ok())
                 .flatten();
-            let known = state.world.destinations.iter();
+            let known = state.world.destinations.iter().filter(|(_, k)| !k.idle);
             let mut reals: Vec<RealView> = known
                 .filter(|(_, k)| k.key.service == service.name)
                 .filter(|(_, k)| state.world.vip_address(k.key.vip) == Some(service.vip))
@@ -116,7 +116,7 @@ impl Daemon {
     fn removed_services(&self) -> Vec<ServiceView> {
         let state = self.state.borrow();
         let mut removed: Vec<ServiceView> = Vec::new();
-        for (id, known) in state.world.destinations.iter() {
+        for (id, known) in state.world.destinations.iter().filter(|(_, k)| !k.idle) {
             let Some(vip) = state.world.vip_address(known.key.vip) else { continue };
             let name = &known.key.service;
             if state.config.services.iter().any(|s| s.name == *name && s.vip == vip) {
