@@ -60,10 +60,10 @@ pub struct FlowRegion {
     pub before: Option<Before>,
     /// How it came about, for the log.
     pub origin: &'static str,
-    /// Keeps other directors out of the state directory.
-    pub lock: StateDirectory,
     /// Puts the file in its place, once its flows are in.
     pub placement: Placement,
+    /// Keeps other directors out of the state directory.
+    pub lock: StateDirectory,
 }
 
 /// A region of another size, to be read once.

@@ -200,6 +200,16 @@ impl Placement {
     }
 }
 
+/// One that was never put in place is of no use to anybody, and would keep its memory.
+impl Drop for Placement {
+    fn drop(&mut self) {
+        if self.path != self.destination {
+            // What cannot be removed is overwritten by the next start.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
 impl Region {
     fn map(
         file: &File,
@@ -263,6 +273,9 @@ mod tests {
         let mut larger = state.create("flows", 20_000).unwrap();
         assert_eq!(state.open("flows").unwrap().unwrap().bytes_mut().len(), 10_000);
         larger.publish().unwrap();
+        assert_eq!(state.open("flows").unwrap().unwrap().bytes_mut().len(), 20_000);
+        drop(state.create("flows", 30_000).unwrap());
+        assert!(!directory.path().join("flows.new").exists(), "it was given up");
         assert_eq!(state.open("flows").unwrap().unwrap().bytes_mut().len(), 20_000);
         region.bytes_mut()[0] = 1; // the old one stays mapped
     }
