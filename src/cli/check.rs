@@ -198,7 +198,7 @@ fn show(report: &Report) {
     ));
     let count = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
     output::line(&format!(
-        "{}: {}",
+        "{}: {} services, {} real servers; {} errors, {} warnings",
         report.config,
         report.services,
         report.real_servers,
