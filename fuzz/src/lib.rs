@@ -1,10 +1,10 @@
 //! The bodies of the fuzz targets. Each takes the fuzzer's bytes and panics when a promise is
 //! broken; `fuzz_targets/` hands them to libFuzzer, `tests/corpora.rs` replays what was found.
 
+mod checksums;
 mod config_text;
 mod director;
 mod parse;
-mod repair;
 mod tunnel_roundtrip;
 
 pub use config_text::config_text;

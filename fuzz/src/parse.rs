@@ -12,7 +12,7 @@ use etherparse::{
     NetSlice, SlicedPacket, TcpHeaderSlice, TransportSlice, UdpHeader,
 };
 
-use crate::repair::with_checksums;
+use crate::checksums;
 
 const MAC: [u8; 6] = [2, 0xad, 1, 0, 0, 1];
 /// VIPs that are asked for: 198.51.100.10 and 2001:db8:2::10.
@@ -31,7 +31,7 @@ pub fn parse(data: &[u8]) {
     if choice & 1 != 0
         && let Some(packet) = frame.get_mut(ETHERNET_HEADER..)
     {
-        with_checksums(packet);
+        checksums::repair(packet);
     }
     neighbour(&frame);
     if let Some(packet) = frame.get(ETHERNET_HEADER..) {
@@ -52,7 +52,7 @@ fn datagram(packet: &[u8]) {
             Ok((header, _)) => {
                 let total = usize::from(header.total_len);
                 let whole = (header.header_len()..=packet.len()).contains(&total);
-                let intact = header.header_checksum == header.calc_header_checksum();
+                let intact = checksums::ipv4_is_intact(packet);
                 assert_eq!(view.is_ok(), whole && intact, "{view:?}");
                 let Ok(view) = view else { return };
                 assert_eq!(view.family, Family::V4);

@@ -15,13 +15,14 @@ use adit::dataplane::time::Time;
 use adit::dataplane::verdict::{Account, DropReason, EgressId, ReplyTo, Source, Verdict};
 use adit_tunnel::{DecapError, decapsulate};
 use etherparse::{
-    Icmpv4Slice, Ipv4Header, NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords,
+    Icmpv4Slice, NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords,
     defrag::IpDefragPool,
 };
 
 use super::Reached;
 use super::shell::{Output, Shell};
 use super::world::{COOKIE_SECRETS, DIRECT, KERNEL, REALS, VIPS, World, link_header};
+use crate::checksums;
 
 /// The flows of the table, by key.
 type Flows = BTreeMap<([u8; 16], u16, VipId, u16, u8), FlowRecord>;
@@ -251,8 +252,8 @@ fn forwarded(world: &World, now: Time, before: &Before, real: RealId, inner: &[u
     if world.snapshot.decrement_hop_limit {
         if expected[0] >> 4 == 4 {
             expected[8] -= 1;
-            let (header, _) = Ipv4Header::from_slice(&expected).expect("it was one");
-            expected[10..12].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+            let checksum = checksums::ipv4(&expected);
+            expected[10..12].copy_from_slice(&checksum);
         } else {
             expected[7] -= 1;
         }

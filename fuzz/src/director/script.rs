@@ -17,7 +17,7 @@ use super::checks::{Checks, outer_packet};
 use super::frames::{self, Ip};
 use super::shell::{SLOT, Shell};
 use super::world::{DESTINATIONS, REALS, Settings, VIPS, World, address_of};
-use crate::repair::with_checksums;
+use crate::checksums;
 
 /// Steps of one sequence: a longer one finds nothing that these do not, and takes longer.
 const MAX_STEPS: usize = 512;
@@ -266,7 +266,7 @@ impl Player {
         if repair & 1 != 0 {
             let start = if source_of(source) == Source::OuterError { 0 } else { 14 };
             if let Some(packet) = frame.get_mut(start..) {
-                with_checksums(packet);
+                checksums::repair(packet);
             }
         }
         self.receive(source_of(source), &frame);
@@ -316,6 +316,9 @@ impl Player {
     fn client_error(&mut self, [client, service, kind, spoil, high, low, misc]: [u8; 7]) {
         let (ip, port, _) = ends(client, service, misc);
         let answer = Ip { source: ip.destination, destination: ip.source, ..ip };
+        // Sent to another VIP than the one whose packet it quotes: nobody's business.
+        let astray = kind & 0x80 != 0 && ip.destination == VIPS[0];
+        let ip = if astray { Ip { destination: VIPS[1], ..ip } } else { ip };
         let header = TcpHeader::new(port, client_port(client), 5000, 64_000);
         let length = if misc & 2 == 0 { 0 } else { 1240 };
         let segment = frames::segment(&header, &vec![0x42; length]);
@@ -326,7 +329,10 @@ impl Player {
         if let Some(byte) = quote.get_mut(usize::from(spoil >> 1)).filter(|_| spoil & 1 != 0) {
             *byte ^= 0x55;
         }
+        let forwarded = self.world.counters.worker.icmp_forwarded.get();
         self.error(Source::Tap, ip, kind, [high, low], &quote);
+        let forwarded = self.world.counters.worker.icmp_forwarded.get() - forwarded;
+        assert!(!astray || forwarded == 0, "an error about another VIP's packet was believed");
     }
 
     fn error(&mut self, from: Source, ip: Ip, kind: u8, mtu: [u8; 2], quote: &[u8]) {
