@@ -172,6 +172,7 @@ fn load(kind: u32, expected_attach: u32, program: &[Instruction]) -> Result<Owne
 
 const PROGRAM_TRAFFIC_CONTROL: u32 = 3;
 const PROGRAM_XDP: u32 = 6;
+const ATTACH_XDP: u32 = 37;
 const ATTACH_TCX_INGRESS: u32 = 46;
 
 /// Makes packets arrive on an interface, as if received.
@@ -179,6 +180,7 @@ pub struct Generator {
     program: OwnedFd,
     interface: u32,
     frame: [u8; 64],
+    _link: OwnedFd,
 }
 
 #[repr(C)]
@@ -217,10 +219,15 @@ const LIVE_FRAMES: u32 = 1 << 1;
 
 impl Generator {
     /// `interface` needs NAPI (a veth with `gro on`); `flows` is a power of two.
-    pub fn new(interface: u32, frame: [u8; 64], flows: u16) -> Result<Self> {
+    ///
+    /// The program is attached to `idle` too, an interface that receives nothing: a program that is
+    /// not attached anywhere is entered into the kernel's dispatcher, and taken out of it, in each
+    /// run, which waits for RCU twice.
+    pub fn new(interface: u32, idle: u32, frame: [u8; 64], flows: u16) -> Result<Self> {
         ensure!(flows.is_power_of_two(), "flows must be a power of two");
         let program = load(PROGRAM_XDP, 0, &generator(&frame, flows))?;
-        Ok(Self { program, interface, frame })
+        let link = attach(&program, idle, ATTACH_XDP)?;
+        Ok(Self { program, interface, frame, _link: link })
     }
 
     /// Makes `packets` arrive. They are routed, and queued in the TAP, by the calling thread.
@@ -267,6 +274,13 @@ struct LinkCreate {
     revision: u64,
 }
 
+/// Attaches until the link's descriptor is closed.
+fn attach(program: &OwnedFd, interface: u32, attach: u32) -> Result<OwnedFd> {
+    let program = u32::try_from(program.as_raw_fd())?;
+    let attributes = LinkCreate { program, interface, attach, ..LinkCreate::default() };
+    bpf(LINK_CREATE, &attributes).map(owned).context("attaching a BPF program (Linux 6.6)")
+}
+
 /// Drops and counts what arrives on an interface, as early and as cheaply as possible.
 pub struct Sink {
     counters: *const u64,
@@ -292,13 +306,7 @@ impl Sink {
         let map = bpf(MAP_CREATE, &attributes).map(owned).context("creating the counters")?;
         let program =
             load(PROGRAM_TRAFFIC_CONTROL, ATTACH_TCX_INGRESS, &sink(map.as_raw_fd(), length))?;
-        let attributes = LinkCreate {
-            program: u32::try_from(program.as_raw_fd())?,
-            interface,
-            attach: ATTACH_TCX_INGRESS,
-            ..LinkCreate::default()
-        };
-        let link = bpf(LINK_CREATE, &attributes).map(owned).context("attaching (Linux 6.6)")?;
+        let link = attach(&program, interface, ATTACH_TCX_INGRESS)?;
         // SAFETY: a new read-only mapping of the map's one page at an address of the kernel's choice.
         let counters = unsafe {
             let flags = libc::MAP_SHARED;

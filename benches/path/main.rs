@@ -74,7 +74,7 @@ fn measure_all(options: &Options) -> Result<Report> {
     adit::io::pin_current_thread(GENERATOR_CORE)?;
     let topology = Topology::build()?;
     let frame = client_frame();
-    let generator = bpf::Generator::new(topology.incoming, frame, FLOWS)?;
+    let generator = bpf::Generator::new(topology.incoming, topology.idle, frame, FLOWS)?;
     let sink = bpf::Sink::new(topology.sink, 64 + 20)?;
 
     let chosen = |name: &str| {

@@ -3,11 +3,13 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use adit::io::clock;
+use adit::io::{clock, interface_index};
 use anyhow::{Context, Result, bail, ensure};
+use nix::poll::{PollTimeout, poll};
 use serde::Serialize;
 
 use crate::bpf::{Generator, Sink};
+use crate::topology::TAP_NAME;
 
 /// Packets that arrive by one call of the generator.
 const BURST: u32 = 256;
@@ -60,7 +62,7 @@ pub fn closed_loop(
             lost += under_way;
             seen_at = now;
         } else {
-            std::hint::spin_loop();
+            rest();
         }
         now = clock::boottime_ns();
     }
@@ -75,6 +77,13 @@ pub fn closed_loop(
         lost,
         process_ns_per_packet: cpu.as_nanos() as f64 / out as f64,
     })
+}
+
+/// Leaves the core alone while the window is full, for a tenth of what the window holds: the two cores
+/// may be threads of one, and a spinning generator would slow the director.
+#[expect(clippy::disallowed_methods, reason = "a closed loop waits for time to pass")]
+fn rest() {
+    std::thread::sleep(Duration::from_micros(200));
 }
 
 /// CPU time of a process so far.
@@ -121,5 +130,10 @@ impl Drop for Running {
         // It has ended by itself, or is killed here; either way it is waited for.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // A ring is taken down by a kernel thread, and holds the TAP until then.
+        let deadline = clock::boottime_ns() + START_NS;
+        while interface_index(TAP_NAME).is_ok() && clock::boottime_ns() < deadline {
+            let _ = poll(&mut [], PollTimeout::from(5u8));
+        }
     }
 }

@@ -25,6 +25,8 @@ pub const TAP_NAME: &str = "bench0";
 pub struct Topology {
     /// Index of the interface that packets arrive on.
     pub incoming: u32,
+    /// Index of its other end, where nothing is ever received.
+    pub idle: u32,
     /// Index of the other end of the interface towards the real server.
     pub sink: u32,
 }
@@ -83,7 +85,11 @@ impl Topology {
         ] {
             run(command)?;
         }
-        Ok(Self { incoming: interface_index("in")?, sink: interface_index("sink")? })
+        Ok(Self {
+            incoming: interface_index("in")?,
+            idle: interface_index("in-peer")?,
+            sink: interface_index("sink")?,
+        })
     }
 
     /// Opens a TAP and routes the VIP to it; each contestant gets a new one.
@@ -94,8 +100,9 @@ impl Topology {
             queue_length: TapConfig::DEFAULT_QUEUE_LENGTH,
         })?;
         let mac = tap.peer_mac().map(|byte| format!("{byte:02x}")).join(":");
+        // First the neighbour: packets come as soon as there is a route.
+        run(&format!("ip neigh replace 198.51.100.10 lladdr {mac} dev {TAP_NAME} nud permanent"))?;
         run(&format!("ip route add 198.51.100.10/32 dev {TAP_NAME}"))?;
-        run(&format!("ip neigh add 198.51.100.10 lladdr {mac} dev {TAP_NAME} nud permanent"))?;
         Ok(tap)
     }
 }

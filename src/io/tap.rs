@@ -4,9 +4,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
+use nix::poll::{PollTimeout, poll};
 use nix::sys::stat::Mode;
 use thiserror::Error;
 
+use super::clock::boottime_ns;
 use super::interface::{Interface, InterfaceError, request_for};
 
 /// What the device is to be.
@@ -51,7 +53,8 @@ pub enum TapError {
         /// `EPERM` or `EACCES`.
         errno: Errno,
     },
-    /// Another process has it open.
+    /// Another process has it open, and kept it for two seconds. (One that was killed gives it back
+    /// a little after it is gone.)
     #[error("{name} is in use by another process (is another director running?)")]
     Busy {
         /// The device.
@@ -90,9 +93,21 @@ impl Tap {
     /// The descriptor is non-blocking: kernels before 6.4 lack `FMODE_NOWAIT` on TUN/TAP and would
     /// punt each request of a ring to a worker thread otherwise.
     ///
+    /// Waits up to two seconds for a device that is in use: see [`TapError::Busy`].
+    ///
     /// # Errors
     /// Says what to do: driver missing, privilege missing, device in use or of another kind.
     pub fn open(config: &TapConfig) -> Result<Self, TapError> {
+        let deadline = boottime_ns() + BUSY_PATIENCE_NS;
+        loop {
+            match Self::attach(config) {
+                Err(TapError::Busy { .. }) if boottime_ns() < deadline => pause(),
+                result => return result,
+            }
+        }
+    }
+
+    fn attach(config: &TapConfig) -> Result<Self, TapError> {
         let name = config.name.clone();
         let mut request = request_for(&name).map_err(|_| TapError::Name { name: name.clone() })?;
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
@@ -155,6 +170,17 @@ impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// A killed process gives its TAP back a moment after it is gone: its ring is taken down by a kernel
+/// thread, which holds the files till then. So a restart right after a crash waits; milliseconds as a
+/// rule, longer on a busy machine.
+const BUSY_PATIENCE_NS: u64 = 2_000_000_000;
+
+/// Waits 10 ms.
+fn pause() {
+    // Nothing is polled, so the only results are the time's end and EINTR; both mean to go on.
+    let _ = poll(&mut [], PollTimeout::from(10u8));
 }
 
 const IFF_TAP: libc::c_short = 0x0002;
