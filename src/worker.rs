@@ -89,6 +89,7 @@ impl<S: AsRef<[Slot]>> Worker<S> {
 impl<S: AsRef<[Slot]>> Handler for Worker<S> {
     fn batch(&mut self, now_ns: u64, egress: &mut EgressControl<'_>) {
         self.now = Time(now_ns);
+        self.director.batch(self.now);
         self.serve(egress);
         self.capture.look();
     }

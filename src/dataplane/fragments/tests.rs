@@ -184,6 +184,20 @@ fn an_identification_that_is_used_again_is_a_new_datagram() {
 }
 
 #[test]
+fn what_was_seen_before_the_identification_was_used_again_does_not_count() {
+    let mut fragments = Fragments::new(SLOT, SEED);
+    let mut lost = Lost::default();
+    let mut see = |part, to| {
+        let piece = piece(key(1, 1), part, 3);
+        let out = feed(&mut fragments, Time::ZERO, &piece, DestinationId(to), &mut lost);
+        out.iter().map(|(_, to)| to.0).collect::<Vec<_>>()
+    };
+    assert_eq!([see(0, 3), see(1, 9)], [[3], [3]]);
+    assert_eq!([see(0, 4), see(2, 9), see(1, 9)], [[4], [4], [4]]);
+    assert!(see(1, 9).is_empty());
+}
+
+#[test]
 fn what_waits_too_long_is_lost_by_name() {
     let mut fragments = Fragments::new(SLOT, SEED);
     let mut lost = Lost::default();
