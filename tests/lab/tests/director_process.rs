@@ -1,5 +1,6 @@
 //! The director as a process on its host: how it ends, what it leaves there, what it refuses.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![allow(clippy::print_stdout, reason = "the test runner shows it")]
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
