@@ -1,17 +1,18 @@
 //! The lab and the engine that a scenario runs on. Tests of one lab take turns.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use adit_lab::postgres::PORT;
 use adit_lab::skip::skipped;
-use adit_lab::topology::{CLIENT, vip};
+use adit_lab::topology::vip;
 use adit_lab::views::placed;
-use adit_lab::{Config, Director, Kind, Lab, LabSpec, RealServer, Service, Session};
+use adit_lab::{Config, Director, Kind, Lab, LabSpec, Namespace, RealServer, Service, Session};
 
 /// What is in no scenario's configuration from the start: the server that is added.
 const SPARE: usize = 3;
@@ -23,9 +24,12 @@ const AT_ONCE: usize = 8;
 static HERE: LazyLock<Mutex<Lab>> = LazyLock::new(|| build(Kind::Namespace));
 static ON_6_1: LazyLock<Mutex<Lab>> = LazyLock::new(|| build(Kind::Guest));
 
-/// No two scenarios use a port of the client, so that what one leaves behind in TIME_WAIT, in
-/// flow tables and in the databases' logs is not another's. Below the ports that the kernel hands out.
-static NEXT_PORT: AtomicU16 = AtomicU16::new(10_000);
+/// Every scenario has a client of its own, so that no packet, session or line of a database's log
+/// that another has left behind is taken for its own.
+static NEXT_CLIENT: AtomicU8 = AtomicU8::new(20);
+
+/// The first port of a client that is given out; below those that the kernel gives out.
+const FIRST_PORT: u16 = 10_000;
 
 fn build(director: Kind) -> Mutex<Lab> {
     // Real servers clamp what clients send, as in production, so that uploads need no discovery.
@@ -39,6 +43,9 @@ fn build(director: Kind) -> Mutex<Lab> {
 pub(crate) struct Rig {
     lab: MutexGuard<'static, Lab>,
     io: &'static str,
+    pub(crate) client: Namespace,
+    address: IpAddr,
+    next_port: Cell<u16>,
 }
 
 impl Rig {
@@ -71,7 +78,11 @@ impl Rig {
 
     fn on(lab: &'static Mutex<Lab>, io: &'static str) -> Self {
         // A scenario that failed has left nothing that the next one looks at.
-        Self { lab: lab.lock().unwrap_or_else(PoisonError::into_inner), io }
+        let lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = NEXT_CLIENT.fetch_add(1, Ordering::Relaxed);
+        let client = lab.add_client(number).unwrap();
+        let address = Ipv4Addr::new(10, 1, 0, number).into();
+        Self { lab, io, client, address, next_port: Cell::new(FIRST_PORT) }
     }
 
     pub(crate) fn lab(&self) -> &Lab {
@@ -89,7 +100,7 @@ impl Rig {
     }
 
     /// Name of the real server with this address.
-    pub(crate) fn name(&self, address: std::net::IpAddr) -> String {
+    pub(crate) fn name(&self, address: IpAddr) -> String {
         let real = self.lab.reals.iter().find(|real| real.address(false) == address);
         real.unwrap_or_else(|| panic!("no real server has {address}")).name().to_owned()
     }
@@ -117,15 +128,16 @@ impl Rig {
         director
     }
 
-    /// Addresses and ports of the client that nobody has used.
+    /// The client's address with ports that were not used yet.
     pub(crate) fn sources(&self, count: u16) -> Vec<SocketAddr> {
-        let first = NEXT_PORT.fetch_add(count, Ordering::Relaxed);
-        (first..first + count).map(|port| SocketAddr::new(CLIENT, port)).collect()
+        let first = self.next_port.get();
+        self.next_port.set(first + count);
+        (first..first + count).map(|port| SocketAddr::new(self.address, port)).collect()
     }
 
     /// Sessions to the databases' VIP.
     pub(crate) fn open(&self, sources: &[SocketAddr]) -> Vec<Session> {
-        Session::open_many(&self.lab.client, sources, vip(PORT), AT_ONCE).unwrap()
+        Session::open_many(&self.client, sources, vip(PORT), AT_ONCE).unwrap()
     }
 
     /// Names of the servers that new sessions go to by `adit explain`, without any director.
@@ -134,8 +146,16 @@ impl Rig {
         config: &Config,
         clients: &[SocketAddr],
     ) -> BTreeMap<SocketAddr, String> {
-        let places = placed(&self.lab.client, config, clients, vip(PORT)).unwrap();
+        let places = placed(&self.client, config, clients, vip(PORT)).unwrap();
         places.into_iter().map(|(client, real)| (client, self.name(real))).collect()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // What its kernel would send again and again in closing connections, or answer to real
+        // servers that do so, ends here. Where that fails, later scenarios count strange packets.
+        let _ = self.client.ip("route replace blackhole default");
     }
 }
 

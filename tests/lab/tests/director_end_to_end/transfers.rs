@@ -1,6 +1,6 @@
 //! Bulk data through the VIP, both ways, every byte compared.
 
-use adit_lab::packet::{IPIP, TCP};
+use adit_lab::packet::TCP;
 use adit_lab::topology::{VIP, vip};
 use adit_lab::{Caller, SERVE_PORT, Service, Sniffer};
 
@@ -9,21 +9,14 @@ use crate::rig::Rig;
 const HUNDRED_MB: u64 = 100_000_000;
 
 pub(crate) fn a_hundred_megabytes_arrive_byte_for_byte(rig: &Rig) {
-    let lab = rig.lab();
     let service = Service::tcp("bytes", vip(SERVE_PORT)).reals(rig.reals());
     let director = rig.start(&rig.config(service));
     let replies = Sniffer::start(director.host().namespace(), "eth0", |frame| {
         frame.ip().is_some_and(|ip| ip.source == VIP && ip.protocol == TCP)
     })
     .unwrap();
-    // The first kilobyte of each packet is enough to know a tunnel's packet by.
-    let wrapped = Sniffer::start(&lab.dc_routers[0], "director", |frame| {
-        !frame.outgoing && frame.ip().is_some_and(|ip| ip.protocol == IPIP)
-    });
-    drop(wrapped);
-
     let source = rig.sources(2);
-    let caller = Caller::new(&lab.client, vip(SERVE_PORT));
+    let caller = Caller::new(&rig.client, vip(SERVE_PORT));
     caller.from(source[0]).upload(HUNDRED_MB, 1).unwrap();
     let forwarded = director.totals().unwrap()["forwarded"];
     // Segments of 1440 bytes, from a client whose offloads are off.
