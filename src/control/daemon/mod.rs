@@ -120,6 +120,11 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     if result.is_ok() {
         end_worker(&daemon, ended, thread).await;
     }
+    // By name: closing it is not enough at once, since the kernel keeps what a ring refers to until
+    // it has taken the ring down, some time after the process.
+    if let Err(error) = daemon.netlink.delete_link(daemon.tap.index()).await {
+        tracing::warn!(%error, "the TAP goes with the process");
+    }
     result
 }
 
@@ -206,7 +211,7 @@ async fn look_at_host(daemon: Rc<Daemon>) {
     };
     let findings = host::judge(&config, &facts);
     for finding in &findings {
-        let help = finding.help.replace('\n', "; ");
+        let help = finding.help.lines().map(str::trim).collect::<Vec<_>>().join(" ");
         match finding.severity {
             Severity::Error => tracing::error!(help, "{}", finding.message),
             Severity::Warning => tracing::warn!(help, "{}", finding.message),

@@ -40,6 +40,23 @@ impl Netlink {
         let answer = self.handle.link().get().match_index(index).execute().try_next().await;
         found(answer, || format!("cannot look up the device with index {index}"))
     }
+
+    /// Takes a device away; one that is gone already is as good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn delete_link(&self, index: u32) -> Result<(), NetlinkError> {
+        match self.handle.link().del(index).execute().await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let error = NetlinkError::request(
+                    format!("cannot take away the device with index {index}"),
+                    error,
+                );
+                if error.errno() == Some(libc::ENODEV) { Ok(()) } else { Err(error) }
+            }
+        }
+    }
 }
 
 fn found(

@@ -35,7 +35,7 @@ pub use network::Segment;
 pub use postgres::Session;
 pub use realserver::{RealServer, RealServerSpec, SERVE_PORT};
 pub use run::Run;
-pub use serve::Caller;
+pub use serve::{Caller, Conversation};
 pub use sniffer::{Frame, RawSender, Sniffer};
 pub use topology::{Lab, LabSpec};
 pub use wait::{wait_for, wait_until};

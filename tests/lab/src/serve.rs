@@ -5,6 +5,7 @@
 //! - `upload COUNT SEED`, then the bytes → one line, `NAME ok` or what was wrong
 //! - `download COUNT SEED` → the bytes
 //! - `echo` → every byte comes back, until the client ends
+//! - `converse` → every line comes back as `NAME LINE`, until the client ends
 //!
 //! UDP: a datagram comes back with `NAME ` in front.
 //!
@@ -161,6 +162,13 @@ fn answer(stream: &TcpStream, name: &str) -> io::Result<()> {
                 writer.write_all(&chunk[..length])?;
             }
         }
+        Some("converse") => loop {
+            line.clear();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            write!(writer, "{name} {line}")?;
+        },
         _ => writeln!(writer, "{name} does not understand"),
     }
 }
@@ -233,6 +241,22 @@ impl<'a> Caller<'a> {
         self.call("echo\n", Ok)
     }
 
+    /// A session that stays open and says who answers.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn converse(&self) -> Result<Conversation> {
+        let stream = self.call("converse\n", Ok)?;
+        let what = || format!("a conversation with {}", self.to);
+        stream.set_nodelay(true).context(what)?;
+        stream.set_read_timeout(Some(CONNECT)).context(what)?;
+        let source = stream.local_addr().context(what)?;
+        let stream = BufReader::new(stream);
+        let mut conversation = Conversation { stream, source, server: String::new(), asked: 0 };
+        conversation.server = conversation.ask_name()?;
+        Ok(conversation)
+    }
+
     /// Sends one datagram of `length` pattern bytes and compares what comes back; returns the
     /// server's name.
     ///
@@ -269,6 +293,47 @@ impl<'a> Caller<'a> {
         stream.set_write_timeout(Some(SILENCE)).context(what)?;
         (&stream).write_all(line.as_bytes()).context(what)?;
         exchange(stream).context(what)
+    }
+}
+
+/// An open session with the byte services: as [`crate::Session`] with a database, but cheap for
+/// the server, so that there can be hundreds.
+#[derive(Debug)]
+pub struct Conversation {
+    stream: BufReader<TcpStream>,
+    source: SocketAddr,
+    server: String,
+    asked: u32,
+}
+
+impl Conversation {
+    /// The session's own address and port.
+    #[must_use]
+    pub fn source(&self) -> SocketAddr {
+        self.source
+    }
+
+    /// Name of the server that answered when the session was opened.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Asks the server for its name once more.
+    ///
+    /// # Errors
+    /// When the session is broken, the answer does not come in time, or is to something else.
+    pub fn ask_name(&mut self) -> Result<String> {
+        self.asked += 1;
+        let (source, asked) = (self.source, self.asked);
+        let what = || format!("question {asked} of {source}");
+        writeln!(self.stream.get_mut(), "{asked}").context(what)?;
+        let mut line = String::new();
+        self.stream.read_line(&mut line).context(what)?;
+        match line.trim_end().split_once(' ') {
+            Some((name, echo)) if echo == asked.to_string() => Ok(name.to_owned()),
+            _ => Err(LabError::failed(what(), format!("answered by {line:?}"))),
+        }
     }
 }
 

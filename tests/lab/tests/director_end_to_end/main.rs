@@ -32,8 +32,7 @@ scenarios! {
     transfers: a_hundred_megabytes_arrive_byte_for_byte;
     placement: flows_land_where_explain_said_before_any_traffic;
     persistence: a_client_stays_at_its_server_until_that_is_drained;
-    membership: a_server_joins_and_leaves_under_sessions;
-    restart: sessions_outlive_a_killed_director_with_maglev
-        sessions_outlive_a_killed_director_with_wrr;
+    membership: a_server_joins_and_leaves_and_the_director_is_killed_under_sessions;
+    restart: sessions_by_turns_outlive_a_killed_director;
     ledger: every_packet_of_a_burst_is_accounted_for;
 }

@@ -1,95 +1,90 @@
-//! Real servers that come and go while sessions are open.
+//! Real servers that come and go, and a director that is killed, while sessions are open.
 
-use std::net::SocketAddr;
-
-use adit_lab::{Director, Session};
+use adit_lab::{Config, Director, SERVE_PORT};
 use serde_json::Value;
 
 use crate::rig::{Rig, none_broken};
 
+const SESSIONS: u16 = 200;
+
 /// As many keys of open sessions, at least, are placed on the server that is added.
 const MOVED: usize = 20;
 
-/// The only change of a reload, with the number of connections it touches.
-fn change(answer: &Value) -> (String, u64) {
+/// Takes a configuration in force, or with `--dry-run` looks at what that would do.
+fn reload(director: &Director, config: &Config, option: &[&str]) -> Value {
+    config.write(director.host().as_ref(), "adit.toml").unwrap();
+    director.json(&[&["reload"], option].concat()).unwrap()
+}
+
+/// Connections that the changes whose text has `what` touch.
+fn touched(answer: &Value, what: &str) -> u64 {
     let changes = answer["changes"].as_array().unwrap();
-    assert_eq!(changes.len(), 1, "{answer}");
-    let connections = changes[0]["connections"].as_u64().unwrap();
-    (changes[0]["what"].as_str().unwrap().to_owned(), connections)
+    let about: Vec<_> =
+        changes.iter().filter(|change| change["what"].as_str().unwrap().contains(what)).collect();
+    // One for each of the two services.
+    assert_eq!((about.len(), changes.len()), (2, 2), "{what}: {answer}");
+    about.iter().map(|change| change["connections"].as_u64().unwrap()).sum()
 }
 
-fn state(rig: &Rig, director: &Director) -> Option<String> {
-    let real = director.real("orders", rig.spare().address(false)).unwrap();
-    real.map(|real| real["state"].as_str().unwrap().to_owned())
-}
+pub(crate) fn a_server_joins_and_leaves_and_the_director_is_killed_under_sessions(rig: &Rig) {
+    let three = rig.both("maglev", rig.reals());
+    let four = rig.both("maglev", &rig.lab().reals);
+    let (spare, address) = (rig.spare().name(), rig.spare().address(false));
+    let state = |director: &Director| -> Option<String> {
+        let real = director.real("bytes", address).unwrap();
+        real.map(|real| real["state"].as_str().unwrap().to_owned())
+    };
+    // Ports of the client whose keys belong to the fourth server as soon as that is there.
+    let keys_of_the_spare = |candidates| -> Vec<_> {
+        let places = rig.placed(&four, &rig.sources(candidates), SERVE_PORT);
+        places.into_iter().filter(|(_, name)| name == spare).map(|(source, _)| source).collect()
+    };
+    let moving = keys_of_the_spare(140);
+    assert!(moving.len() >= MOVED, "{} of 140", moving.len());
 
-pub(crate) fn a_server_joins_and_leaves_under_sessions(rig: &Rig) {
-    let three = rig.orders(rig.reals());
-    let four = rig.orders(rig.reals().iter().chain([rig.spare()]));
-    let spare = rig.spare().name();
-    let sources = rig.sources(200);
-    let moves = rig.placed(&four, &sources).values().filter(|&name| name == spare).count();
-    println!("{moves} of {} sessions have keys that move", sources.len());
-    assert!(moves >= MOVED);
-
-    let director = rig.start(&three);
-    let mut sessions = rig.open(&sources);
+    let mut director = rig.start(&three);
+    let others = rig.sources(SESSIONS - u16::try_from(moving.len()).unwrap());
+    let mut sessions = rig.open(&others, rig.databases);
+    sessions.extend(rig.open(&moving, 0));
     assert!(sessions.iter().all(|session| session.server() != spare));
 
-    four.write(director.host().as_ref(), "adit.toml").unwrap();
-    let dry = director.json(&["reload", "--dry-run"]).unwrap();
-    let added = format!("real server {} added", rig.spare().address(false));
-    let (what, connections) = change(&dry);
-    assert!(what.contains(&added), "{what}");
-    assert_eq!((dry["applied"].as_bool(), connections), (Some(false), 0));
-    assert_eq!(state(rig, &director), None, "a dry run changed something");
-    let done = director.json(&["reload"]).unwrap();
-    assert_eq!(done["applied"], true, "{done}");
-    none_broken(&sessions, "after a server was added");
-    let theirs = keys_of_the_spare(rig, &four_places(rig, &four));
-    let joined = rig.open(&theirs);
+    let dry = reload(&director, &four, &["--dry-run"]);
+    assert_eq!(touched(&dry, &format!("real server {address} added")), 0);
+    assert_eq!((&dry["applied"], state(&director)), (&Value::Bool(false), None), "a dry run");
+    let done = reload(&director, &four, &[]);
+    assert_eq!((&done["applied"], state(&director).as_deref()), (&Value::Bool(true), Some("up")));
+    none_broken(&mut sessions, "after a server was added");
+    let joining = keys_of_the_spare(60);
+    let (first, second) = joining.split_at(joining.len() / 2);
+    let joined = rig.open(first, 0);
+    assert!(!joined.is_empty());
     assert!(joined.iter().all(|session| session.server() == spare), "{joined:?}");
     sessions.extend(joined);
 
-    three.write(director.host().as_ref(), "adit.toml").unwrap();
-    let dry = director.json(&["reload", "--dry-run"]).unwrap();
-    let removed = format!("real server {} removed", rig.spare().address(false));
-    let (what, connections) = change(&dry);
-    assert!(what.contains(&removed), "{what}");
-    assert_eq!(connections, theirs.len() as u64, "{dry}");
-    director.json(&["reload"]).unwrap();
-    assert_eq!(state(rig, &director).as_deref(), Some("draining"));
-    none_broken(&sessions, "after a server was removed");
-    let others = rig.open(&keys_of_the_spare(rig, &four_places(rig, &four)));
-    assert!(
-        others.iter().all(|session| session.server() != spare),
-        "a draining server got new sessions"
-    );
+    // A guess would send those whose keys moved to the wrong server.
+    director.kill().unwrap();
+    director.start_again().unwrap();
+    none_broken(&mut sessions, "after kill -9 and a restart");
+    assert!(director.status().unwrap()["adopted"].as_u64() >= Some(sessions.len() as u64));
+    assert_eq!(director.totals().unwrap()["rederived"], 0);
+
+    let removed = format!("real server {address} removed");
+    let dry = reload(&director, &three, &["--dry-run"]);
+    assert_eq!(touched(&dry, &removed), first.len() as u64, "{dry}");
+    reload(&director, &three, &[]);
+    assert_eq!(state(&director).as_deref(), Some("draining"));
+    none_broken(&mut sessions, "after a server was removed");
+    let others = rig.open(second, 0);
+    assert!(others.iter().all(|session| session.server() != spare), "a draining server got one");
     sessions.extend(others);
 
-    // What takes out the next one cuts the sessions there, and no other's.
-    let cut = rig.reals()[0].name();
-    let said = rig.orders(&rig.reals()[1..]).write(director.host().as_ref(), "adit.toml");
-    said.unwrap();
-    director.json(&["reload", "--now"]).unwrap();
-    let gone = [cut, spare];
-    let (leaving, staying): (Vec<_>, Vec<_>) =
+    // Sessions at what is taken out now are cut, and those that were draining; no others.
+    let gone = [rig.reals()[0].name(), spare];
+    let (mut leaving, mut staying): (Vec<_>, Vec<_>) =
         sessions.into_iter().partition(|session| gone.contains(&session.server()));
-    assert!(leaving.len() > MOVED);
-    let alive: Vec<_> =
-        leaving.iter().filter(|session| session.ask_name().is_ok()).map(Session::source).collect();
-    assert!(alive.is_empty(), "not cut: {alive:?}");
-    none_broken(&staying, "after others were cut");
-}
-
-/// Fresh clients, and where they go while the added server is there.
-fn four_places(rig: &Rig, four: &adit_lab::Config) -> Vec<(SocketAddr, String)> {
-    rig.placed(four, &rig.sources(100)).into_iter().collect()
-}
-
-fn keys_of_the_spare(rig: &Rig, places: &[(SocketAddr, String)]) -> Vec<SocketAddr> {
-    let theirs = places.iter().filter(|(_, name)| name == rig.spare().name());
-    let theirs: Vec<_> = theirs.map(|(client, _)| *client).take(MOVED).collect();
-    assert!(theirs.len() >= MOVED / 2, "{} of 100", theirs.len());
-    theirs
+    assert!(leaving.len() > MOVED && staying.len() > MOVED);
+    reload(&director, &rig.both("maglev", &rig.reals()[1..]), &["--now"]);
+    leaving.retain_mut(|session| session.ask_name().is_ok());
+    assert!(leaving.is_empty(), "not cut: {leaving:?}");
+    none_broken(&mut staying, "after others were cut");
 }

@@ -1,17 +1,18 @@
 //! Who gets which client is known before the client comes.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use adit_lab::Service;
 use adit_lab::postgres::PORT;
 use adit_lab::topology::vip;
+use adit_lab::{RealServer, Service, wait_until};
 
 use crate::rig::Rig;
 
 const FLOWS: u16 = 1000;
 
-/// Sessions open at a time.
-const PART: usize = 100;
+/// Limit for the databases to have logged all.
+const LOGGED: Duration = Duration::from_secs(30);
 
 pub(crate) fn flows_land_where_explain_said_before_any_traffic(rig: &Rig) {
     let [first, second, third] = rig.reals() else { panic!("three real servers") };
@@ -19,12 +20,19 @@ pub(crate) fn flows_land_where_explain_said_before_any_traffic(rig: &Rig) {
         Service::tcp("orders", vip(PORT)).reals([first, second]).address(third.address(false), 50);
     let config = rig.config(service);
     let sources = rig.sources(FLOWS);
-    let said = rig.placed(&config, &sources);
+    let said = rig.placed(&config, &sources, PORT);
 
     let director = rig.start(&config);
-    for part in sources.chunks(PART) {
-        drop(rig.open(part));
-    }
+    rig.knock(&sources);
+    // A database logs a connection once it has started a process for it.
+    let logged = || -> usize {
+        let ours = |real: &RealServer| -> usize {
+            let clients = real.database_connections().unwrap();
+            clients.iter().filter(|client| said.contains_key(client)).count()
+        };
+        rig.lab().reals.iter().map(ours).sum()
+    };
+    wait_until(LOGGED, "the databases' logs", || logged() >= FLOWS.into()).unwrap();
     let mut landed = BTreeMap::new();
     let mut counts = BTreeMap::new();
     for real in &rig.lab().reals {

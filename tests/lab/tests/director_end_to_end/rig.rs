@@ -7,18 +7,26 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use adit_lab::postgres::PORT;
 use adit_lab::skip::skipped;
 use adit_lab::topology::vip;
 use adit_lab::views::placed;
-use adit_lab::{Config, Director, Kind, Lab, LabSpec, Namespace, RealServer, Service, Session};
+use adit_lab::{
+    Caller, Config, Conversation, Director, Kind, Lab, LabSpec, Namespace, RealServer, SERVE_PORT,
+    Service, Session,
+};
+use tokio::net::TcpSocket;
 
 /// What is in no scenario's configuration from the start: the server that is added.
 const SPARE: usize = 3;
 
 /// Sessions in the making at a time: more only queue for the guests' one core each.
 const AT_ONCE: usize = 8;
+
+/// Limit for a connection: beyond two retransmissions of a SYN.
+const KNOCK: Duration = Duration::from_secs(10);
 
 // A lab of a test process goes with the process, by its reaper.
 static HERE: LazyLock<Mutex<Lab>> = LazyLock::new(|| build(Kind::Namespace));
@@ -43,6 +51,9 @@ fn build(director: Kind) -> Mutex<Lab> {
 pub(crate) struct Rig {
     lab: MutexGuard<'static, Lab>,
     io: &'static str,
+    /// How many of many sessions are with databases. A database's session costs a guest 0.2 s of
+    /// processor time to open; not every engine has to pay for two hundred.
+    pub(crate) databases: usize,
     pub(crate) client: Namespace,
     address: IpAddr,
     next_port: Cell<u16>,
@@ -58,12 +69,12 @@ impl Rig {
             skipped(&format!("READ_MULTISHOT came with Linux 6.7, this is {release}"));
             return None;
         }
-        Some(Self::on(&HERE, "\"multishot\""))
+        Some(Self::on(&HERE, "\"multishot\"", 200))
     }
 
     /// The poll engine on this computer's kernel.
     pub(crate) fn poll() -> Self {
-        Self::on(&HERE, "\"poll\"")
+        Self::on(&HERE, "\"poll\"", 50)
     }
 
     /// The poll engine on the kernel of a guest, where there is User-Mode Linux.
@@ -73,16 +84,16 @@ impl Rig {
             skipped("there is no User-Mode Linux here");
             return None;
         }
-        Some(Self::on(&ON_6_1, "\"poll\""))
+        Some(Self::on(&ON_6_1, "\"poll\"", 20))
     }
 
-    fn on(lab: &'static Mutex<Lab>, io: &'static str) -> Self {
+    fn on(lab: &'static Mutex<Lab>, io: &'static str, databases: usize) -> Self {
         // A scenario that failed has left nothing that the next one looks at.
         let lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
         let number = NEXT_CLIENT.fetch_add(1, Ordering::Relaxed);
         let client = lab.add_client(number).unwrap();
         let address = Ipv4Addr::new(10, 1, 0, number).into();
-        Self { lab, io, client, address, next_port: Cell::new(FIRST_PORT) }
+        Self { lab, io, databases, client, address, next_port: Cell::new(FIRST_PORT) }
     }
 
     pub(crate) fn lab(&self) -> &Lab {
@@ -110,9 +121,15 @@ impl Rig {
         Config::new().set("io", self.io).service(service)
     }
 
-    /// The databases as one service.
-    pub(crate) fn orders<'a>(&self, reals: impl IntoIterator<Item = &'a RealServer>) -> Config {
-        self.config(Service::tcp("orders", vip(PORT)).reals(reals))
+    /// Databases and byte services of these real servers, each as a service.
+    pub(crate) fn both<'a>(
+        &self,
+        scheduler: &str,
+        reals: impl IntoIterator<Item = &'a RealServer> + Clone,
+    ) -> Config {
+        let service =
+            |name, port| Service::tcp(name, vip(port)).scheduler(scheduler).reals(reals.clone());
+        self.config(service("orders", PORT)).service(service("bytes", SERVE_PORT))
     }
 
     /// Starts a director that knows nothing of the ones before.
@@ -135,9 +152,38 @@ impl Rig {
         (first..first + count).map(|port| SocketAddr::new(self.address, port)).collect()
     }
 
-    /// Sessions to the databases' VIP.
-    pub(crate) fn open(&self, sources: &[SocketAddr]) -> Vec<Session> {
-        Session::open_many(&self.client, sources, vip(PORT), AT_ONCE).unwrap()
+    /// Opens sessions: the first `databases` of them with databases, the others with the byte
+    /// services.
+    pub(crate) fn open(&self, sources: &[SocketAddr], databases: usize) -> Vec<Open> {
+        let (theirs, rest) = sources.split_at(databases.min(sources.len()));
+        let sessions = Session::open_many(&self.client, theirs, vip(PORT), AT_ONCE).unwrap();
+        let mut open: Vec<_> = sessions.into_iter().map(Open::Database).collect();
+        open.extend(rest.iter().map(|source| {
+            let caller = Caller::new(&self.client, vip(SERVE_PORT)).from(*source);
+            Open::Bytes(caller.converse().unwrap())
+        }));
+        open
+    }
+
+    /// Connects to the databases' VIP from each source, and closes: enough for their logs.
+    pub(crate) fn knock(&self, sources: &[SocketAddr]) {
+        for part in sources.chunks(AT_ONCE) {
+            let part = part.to_vec();
+            let connected = self.client.block_on(async move {
+                let connect = |source| async move {
+                    let socket = TcpSocket::new_v4()?;
+                    socket.bind(source)?;
+                    let connecting = socket.connect(vip(PORT));
+                    tokio::time::timeout(KNOCK, connecting).await?.map(drop)
+                };
+                let tasks: Vec<_> = part.into_iter().map(|s| tokio::spawn(connect(s))).collect();
+                for task in tasks {
+                    task.await??;
+                }
+                Ok::<_, std::io::Error>(())
+            });
+            connected.unwrap();
+        }
     }
 
     /// Names of the servers that new sessions go to by `adit explain`, without any director.
@@ -145,8 +191,9 @@ impl Rig {
         &self,
         config: &Config,
         clients: &[SocketAddr],
+        port: u16,
     ) -> BTreeMap<SocketAddr, String> {
-        let places = placed(&self.client, config, clients, vip(PORT)).unwrap();
+        let places = placed(&self.client, config, clients, vip(port)).unwrap();
         places.into_iter().map(|(client, real)| (client, self.name(real))).collect()
     }
 }
@@ -159,8 +206,45 @@ impl Drop for Rig {
     }
 }
 
+/// A session that stays open.
+#[derive(Debug)]
+pub(crate) enum Open {
+    Database(Session),
+    Bytes(Conversation),
+}
+
+impl Open {
+    pub(crate) fn source(&self) -> SocketAddr {
+        match self {
+            Self::Database(session) => session.source(),
+            Self::Bytes(session) => session.source(),
+        }
+    }
+
+    pub(crate) fn server(&self) -> &str {
+        match self {
+            Self::Database(session) => session.server(),
+            Self::Bytes(session) => session.server(),
+        }
+    }
+
+    pub(crate) fn ask_name(&mut self) -> adit_lab::Result<String> {
+        match self {
+            Self::Database(session) => session.ask_name(),
+            Self::Bytes(session) => session.ask_name(),
+        }
+    }
+}
+
 /// Asserts that every session answers, and from the server where it was opened.
-pub(crate) fn none_broken(sessions: &[Session], after: &str) {
-    let broken = Session::broken(sessions);
-    assert!(broken.is_empty(), "{} of {} broken {after}: {broken:?}", broken.len(), sessions.len());
+pub(crate) fn none_broken(sessions: &mut [Open], after: &str) {
+    let all = sessions.len();
+    let mut broken = Vec::new();
+    for session in sessions {
+        match session.ask_name() {
+            Ok(name) if name == session.server() => {}
+            other => broken.push((session.source(), session.server().to_owned(), other)),
+        }
+    }
+    assert!(broken.is_empty(), "{} of {all} broken {after}: {broken:?}", broken.len());
 }
