@@ -8,7 +8,7 @@ const SESSIONS: u16 = 200;
 /// [`crate::membership`].
 pub(crate) fn sessions_by_turns_outlive_a_killed_director(rig: &Rig) {
     let mut director = rig.start(&rig.both("wrr", rig.reals()));
-    let mut sessions = rig.open(&rig.sources(SESSIONS), rig.databases / 10);
+    let mut sessions = rig.open(&rig.sources(SESSIONS), rig.databases / 5);
     director.kill().unwrap();
     director.start_again().unwrap();
     none_broken(&mut sessions, "after kill -9 and a restart");

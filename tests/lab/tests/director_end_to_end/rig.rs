@@ -1,7 +1,7 @@
 //! The lab and the engine that a scenario runs on. Tests of one lab take turns.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -15,7 +15,7 @@ use adit_lab::topology::vip;
 use adit_lab::views::placed;
 use adit_lab::{
     Caller, Config, Conversation, Director, Kind, Lab, LabSpec, Namespace, RealServer, SERVE_PORT,
-    Service, Session,
+    Service, Session, wait_until,
 };
 use tokio::net::TcpSocket;
 
@@ -25,8 +25,11 @@ const SPARE: usize = 3;
 /// Sessions in the making at a time: more only queue for the guests' one core each.
 const AT_ONCE: usize = 8;
 
-/// Limit for a connection: beyond two retransmissions of a SYN.
-const KNOCK: Duration = Duration::from_secs(10);
+/// Connections made at a time that databases only log.
+const KNOCKS: usize = 50;
+
+/// Limit for these, on a busy computer.
+const KNOCK: Duration = Duration::from_secs(40);
 
 // A lab of a test process goes with the process, by its reaper.
 static HERE: LazyLock<Mutex<Lab>> = LazyLock::new(|| build(Kind::Namespace));
@@ -51,9 +54,11 @@ fn build(director: Kind) -> Mutex<Lab> {
 pub(crate) struct Rig {
     lab: MutexGuard<'static, Lab>,
     io: &'static str,
-    /// How many of many sessions are with databases. A database's session costs a guest 0.2 s of
-    /// processor time to open; not every engine has to pay for two hundred.
+    /// How many sessions of hundreds are with databases: one costs a guest 0.2 s of processor time
+    /// to open, so not every engine has to pay for as many.
     pub(crate) databases: usize,
+    /// Of how many flows the place is looked at, for the same reason.
+    pub(crate) flows: u16,
     pub(crate) client: Namespace,
     address: IpAddr,
     next_port: Cell<u16>,
@@ -69,12 +74,12 @@ impl Rig {
             skipped(&format!("READ_MULTISHOT came with Linux 6.7, this is {release}"));
             return None;
         }
-        Some(Self::on(&HERE, "\"multishot\"", 200))
+        Some(Self::on(&HERE, "\"multishot\"", (100, 1000)))
     }
 
     /// The poll engine on this computer's kernel.
     pub(crate) fn poll() -> Self {
-        Self::on(&HERE, "\"poll\"", 50)
+        Self::on(&HERE, "\"poll\"", (30, 200))
     }
 
     /// The poll engine on the kernel of a guest, where there is User-Mode Linux.
@@ -84,16 +89,16 @@ impl Rig {
             skipped("there is no User-Mode Linux here");
             return None;
         }
-        Some(Self::on(&ON_6_1, "\"poll\"", 20))
+        Some(Self::on(&ON_6_1, "\"poll\"", (15, 200)))
     }
 
-    fn on(lab: &'static Mutex<Lab>, io: &'static str, databases: usize) -> Self {
+    fn on(lab: &'static Mutex<Lab>, io: &'static str, (databases, flows): (usize, u16)) -> Self {
         // A scenario that failed has left nothing that the next one looks at.
         let lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
         let number = NEXT_CLIENT.fetch_add(1, Ordering::Relaxed);
         let client = lab.add_client(number).unwrap();
         let address = Ipv4Addr::new(10, 1, 0, number).into();
-        Self { lab, io, databases, client, address, next_port: Cell::new(FIRST_PORT) }
+        Self { lab, io, databases, flows, client, address, next_port: Cell::new(FIRST_PORT) }
     }
 
     pub(crate) fn lab(&self) -> &Lab {
@@ -165,10 +170,12 @@ impl Rig {
         open
     }
 
-    /// Connects to the databases' VIP from each source, and closes: enough for their logs.
+    /// Connects to the databases' VIP from each source, and closes: enough for their logs. Waits
+    /// for these now and then: a database needs a process for each connection.
     pub(crate) fn knock(&self, sources: &[SocketAddr]) {
-        for part in sources.chunks(AT_ONCE) {
+        for part in sources.chunks(KNOCKS) {
             let part = part.to_vec();
+            let theirs: BTreeSet<_> = part.iter().copied().collect();
             let connected = self.client.block_on(async move {
                 let connect = |source| async move {
                     let socket = TcpSocket::new_v4()?;
@@ -183,6 +190,11 @@ impl Rig {
                 Ok::<_, std::io::Error>(())
             });
             connected.unwrap();
+            let logged = || -> usize {
+                let logs = self.lab.reals.iter().map(|real| real.database_connections().unwrap());
+                logs.flatten().filter(|client| theirs.contains(client)).count()
+            };
+            wait_until(KNOCK, "the databases' logs", || logged() >= theirs.len()).unwrap();
         }
     }
 
