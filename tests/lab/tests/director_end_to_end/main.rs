@@ -1,6 +1,6 @@
 //! The director's main job on real kernels, from clients through a TAP and `tunl0` to databases:
 //! each scenario by each way to read the TAP, and by the older one on an older kernel too.
-#![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests are tests")]
 
 mod ledger;
 mod membership;
