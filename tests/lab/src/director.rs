@@ -18,7 +18,7 @@ use crate::topology::{CLIENT_DEVICE, TAP};
 use crate::wait::wait_for;
 
 /// Limit for the admin socket to answer after a start: the flow table is prefaulted before.
-const START: Duration = Duration::from_secs(20);
+const START: Duration = Duration::from_secs(60);
 
 /// Limit for an orderly end.
 const END: Duration = Duration::from_secs(10);

@@ -15,6 +15,7 @@ use crate::namespace::Namespace;
 use crate::network::{Segment, address_lines};
 use crate::postgres;
 use crate::run::Run;
+use crate::serve::Caller;
 use crate::wait::wait_for;
 
 /// Port of [`RealServer`]'s byte services, TCP and UDP; see [`crate::serve`].
@@ -22,6 +23,9 @@ pub const SERVE_PORT: u16 = 7000;
 
 /// Limit for a database to answer after its machine's boot.
 const DATABASE: Duration = Duration::from_secs(60);
+
+/// Limit for the byte services to answer after their start.
+const SERVE: Duration = Duration::from_secs(30);
 
 /// A real server to boot.
 #[derive(Clone, Debug)]
@@ -67,6 +71,7 @@ impl RealServer {
         let machine = Machine::boot(namespace, &machine_spec)?;
         apply(&machine, &spec)?;
         let serve = start_serve(&machine, &spec)?;
+        wait_for_serve(&machine)?;
         if spec.postgres {
             wait_for_database(&machine)?;
         }
@@ -191,6 +196,14 @@ fn start_serve(machine: &Machine, spec: &RealServerSpec) -> Result<Process> {
     argv.extend(["serve", "--name", &spec.name, "--port", &port]);
     argv.extend(addresses.iter().flat_map(|address| ["--udp", address]));
     machine.start("serve", &argv)
+}
+
+/// Waits until the byte services answer; UDP is bound before TCP.
+fn wait_for_serve(machine: &Machine) -> Result<()> {
+    let mut address: SocketAddr = AGENT.parse().expect("a constant");
+    address.set_port(SERVE_PORT);
+    let what = format!("byte services of {}", machine.label());
+    wait_for(SERVE, &what, || Caller::new(machine.namespace(), address).whoami().ok().map(drop))
 }
 
 fn wait_for_database(machine: &Machine) -> Result<()> {

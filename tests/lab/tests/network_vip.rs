@@ -237,9 +237,11 @@ fn datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server() {
             assert_eq!(seen.len(), 1, "pieces of one datagram went to {seen:?}");
         }
         assert_eq!(servers.len(), 2, "all datagrams went to {servers:?}");
-        // What the kernel fragments.
-        Caller::new(&lab.client, to).datagram(8192, 5).ok();
-        Caller::new(&lab.client, to).datagram(8192, 6).unwrap();
+        // What the client's kernel fragments; in IPv6 it has to learn first what fits the tunnel.
+        let caller = Caller::new(&lab.client, to);
+        let first = caller.datagram(8192, 5);
+        assert!(first.is_ok() || vip.is_ipv6(), "{first:?}");
+        caller.datagram(8192, 6).unwrap();
 
         // The host's kernel must not put them together first, which it would do for a firewall
         // that tracks them: what is never complete would then never come out.
