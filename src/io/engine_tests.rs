@@ -412,11 +412,12 @@ fn frames_of_other_sockets_come_with_their_source() {
         let seen = AtomicU64::new(0);
         let handler = Echo { seen: Some(&seen), ..Echo::default() };
         let (handler, counters) = drive(engine, handler, &stop, &waker, || {
-            for _ in 0..100 {
+            // One after the other, so that each socket runs empty and is asked again.
+            for count in 1..=100 {
                 outside.send(&request);
                 outside.send(&error);
+                until("both", || (seen.load(Ordering::Relaxed) == 2 * count).then_some(()));
             }
-            until("all frames", || (seen.load(Ordering::Relaxed) == 200).then_some(()));
         });
         let count = |source| handler.sources.iter().filter(|&&is| is == source).count();
         assert_eq!(count(Source::Neighbour { interface: 0 }), 100);
