@@ -17,6 +17,8 @@
 mod buffer_ring;
 pub mod clock;
 mod egress;
+#[cfg(test)]
+mod egress_tests;
 mod engine;
 mod engine_error;
 #[cfg(test)]
