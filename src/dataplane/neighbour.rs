@@ -215,7 +215,12 @@ fn answer_ipv6(
         return Answer::NotOurs;
     }
     if !solicitation {
-        return Answer::Conflict { vip: target, mac: link_layer.target.unwrap_or(sender_mac) };
+        let claimed = link_layer.target.unwrap_or(sender_mac);
+        // Somebody else repeats what we say: that is no conflict.
+        if claimed == mac {
+            return Answer::NotOurs;
+        }
+        return Answer::Conflict { vip: target, mac: claimed };
     }
     let probe = datagram.source == [0; 16];
     if probe && (link_layer.source.is_some() || !is_solicited_node(&datagram.destination, &target))

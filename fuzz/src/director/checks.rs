@@ -271,7 +271,9 @@ fn forwarded(world: &World, now: Time, before: &Before, real: RealId, inner: &[u
     };
     if let Some(old) = before.flows.get(&packet.key).filter(alive) {
         assert_eq!(old.real, real, "the flow went elsewhere: {old:?}");
-    } else if let Some(new) = flows(world).get(&packet.key) {
+    } else if let Some(new) = flows(world).get(&packet.key)
+        && !new.progress.is_expired(Ticks::at(now))
+    {
         assert_eq!(new.real, real, "entered for another: {new:?}");
         let member = world.members[new.destination.index()].expect("a member that was not cut");
         assert!(!member.down, "sent to a dead member: {new:?}");
