@@ -30,7 +30,7 @@ use world::{ServiceSpec, World, frames::Tcp, snapshot};
 
 /// Packets of one measurement. Below a second each, and many times the caches at a million flows.
 const PACKETS: u32 = 2_000_000;
-/// The median of so many measurements counts.
+/// Measurements of a line. On a busy machine the best is nearer to the truth than the median.
 const REPEATS: usize = 7;
 /// Packets under callgrind, which is fifty times slower and counts exactly.
 const COUNTED_PACKETS: u32 = 20_000;
@@ -49,11 +49,11 @@ fn main() -> ExitCode {
         return count(name);
     }
     let wanted = |name: &str| arguments.is_empty() || arguments.iter().any(|a| name.contains(a));
-    println!("{:<34} {:>12} {:>16}", "per packet", "ns", "instructions");
+    println!("{:<34} {:>9} {:>9} {:>14}", "per packet", "median ns", "best ns", "instructions");
     for scenario in SCENARIOS.iter().filter(|scenario| wanted(scenario.name)) {
-        let nanos = scenario.nanos_per_packet();
+        let (median, best) = scenario.nanos_per_packet();
         let instructions = instructions_per_packet(scenario.name);
-        println!("{:<34} {nanos:>12.1} {instructions:>16}", scenario.name);
+        println!("{:<34} {median:>9.1} {best:>9.1} {instructions:>14}", scenario.name);
     }
     if wanted("build") {
         table_builds();
@@ -105,7 +105,8 @@ const SCENARIOS: [Scenario; 7] = [
 ];
 
 impl Scenario {
-    fn nanos_per_packet(&self) -> f64 {
+    /// Median and best of the measurements.
+    fn nanos_per_packet(&self) -> (f64, f64) {
         let mut rig = Rig::new(self);
         let mut samples: Vec<f64> = (0..REPEATS)
             .map(|_| {
@@ -124,7 +125,7 @@ impl Scenario {
             })
             .collect();
         samples.sort_by(f64::total_cmp);
-        samples[REPEATS / 2]
+        (samples[REPEATS / 2], samples[0])
     }
 }
 
@@ -133,6 +134,8 @@ struct Rig {
     world: World,
     shell: NullShell,
     slot: Vec<u8>,
+    /// A frame as it comes; the core writes its outer header over the link header.
+    frame: [u8; 64],
     flows: u32,
     /// Number of the next packet.
     next: u32,
@@ -145,12 +148,13 @@ impl Rig {
             members: members.collect(),
             ..ServiceSpec::orders(SchedulerKind::Maglev)
         };
-        let mut slot = vec![0; HEADROOM + 2048];
         // 14 + 20 + 20 bytes of headers and 10 of data.
         let frame = Tcp::data("10.0.0.1:1", "198.51.100.10:5432", 0, &[0; 10]).frame();
-        slot[FRAME].copy_from_slice(&frame);
+        let frame = frame.try_into().unwrap();
+        let slot = vec![0; HEADROOM + 2048];
         let world = World::new(snapshot(vec![spec]), scenario.capacity);
-        let mut rig = Self { world, shell: NullShell, slot, flows: scenario.flows, next: 0 };
+        let (flows, next) = (scenario.flows, 0);
+        let mut rig = Self { world, shell: NullShell, slot, frame, flows, next };
         // A SYN and three segments over more than a second establish a flow.
         for flags in [SYN, ACK, ACK, ACK] {
             for number in 0..scenario.flows {
@@ -164,7 +168,8 @@ impl Rig {
 
     /// Writes the packet of a flow into the slot: its client, and a right IPv4 checksum.
     fn put(&mut self, number: u32, flags: u8) {
-        let slot = &mut self.slot[HEADROOM..];
+        let slot = &mut self.slot[FRAME];
+        slot.copy_from_slice(&self.frame);
         slot[26..30].copy_from_slice(&[10, (number >> 24) as u8, (number >> 16) as u8, 1]);
         slot[34..36].copy_from_slice(&(number as u16).to_be_bytes());
         slot[47] = flags;
