@@ -9,6 +9,7 @@ mod placement;
 mod restart;
 mod rig;
 mod transfers;
+mod warnings;
 
 macro_rules! scenarios {
     ($($subject:ident: $($scenario:ident)+;)+) => {
@@ -35,4 +36,9 @@ scenarios! {
     membership: a_server_joins_and_leaves_and_the_director_is_killed_under_sessions;
     restart: sessions_by_turns_outlive_a_killed_director;
     ledger: every_packet_of_a_burst_is_accounted_for;
+}
+
+#[test]
+fn linux_6_1_without_inet_tables_is_warned_of() {
+    rig::Rig::poll_in_a_guest().inspect(warnings::missing_tables_are_named);
 }
