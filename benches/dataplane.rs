@@ -163,6 +163,13 @@ impl Rig {
             }
             rig.world.advance(Duration::from_millis(600));
         }
+        // Where the table is to be full from the first packet on, half-open flows fill it.
+        let full = scenario.packets == Packets::Syns && scenario.capacity < PACKETS as usize;
+        for _ in 0..if full { scenario.capacity } else { 0 } {
+            let (number, flags) = rig.draw(scenario.packets);
+            rig.put(number, flags);
+            rig.decide();
+        }
         rig
     }
 
