@@ -8,20 +8,38 @@ use std::time::{Duration, Instant};
 use adit_lab::packet::{IPIP, TCP};
 use adit_lab::postgres::PORT;
 use adit_lab::topology::{VIP, vip};
-use adit_lab::{Config, Director, Lab, LabSpec, Namespace, RealServer, Service, Session, Sniffer};
+use adit_lab::{
+    Config, Director, Lab, LabSpec, Namespace, RealServer, Service, Session, Sniffer, wait_until,
+};
 use anyhow::{Context, ensure};
 
-/// Sessions that each client opens at a time.
-const SESSIONS: u16 = 20;
+/// Sessions that each client opens at a time: a database's session costs a guest 0.2 s of
+/// processor time.
+const SESSIONS: u16 = 8;
+
+/// Limit for the next hops to answer.
+const DIRECT: Duration = Duration::from_secs(10);
+
+/// What the demo builds, for people who have never seen direct return.
+const PICTURE: &str = "
+   3 clients ──▶ 198.51.100.10 ──▶ director ══ IP in IP ══▶ real servers in 2 data centres
+       ▲                          (adit run)                PostgreSQL, in other subnets
+       └───────────── the databases answer the clients directly ─────────────┘
+";
 
 fn main() -> anyhow::Result<()> {
     let mut show = Show::new();
-    show.say("Adit: database sessions to one address, carried to two data centres.")?;
-    show.step("Two data centres behind routers, with a real PostgreSQL on each real server")?;
+    show.say("Adit carries database sessions from one address to servers in any data centre.")?;
+    writeln!(std::io::stdout(), "{PICTURE}").context("print")?;
+    show.note(
+        "All of it is built on this computer, apart from its own network, and goes away again.",
+    )?;
+    show.step("Building the networks, and booting a PostgreSQL on each real server")?;
     let demo = Demo::build(&mut show)?;
     let result = demo.run(&mut show);
     show.note("Taking everything down again.")?;
-    result
+    result?;
+    show.note("Next: README.md for a configuration of your own; `make test` for the proofs.")
 }
 
 /// The networks, and what the summary will say.
@@ -36,7 +54,7 @@ impl Demo {
     fn build(show: &mut Show) -> anyhow::Result<Self> {
         let lab = Lab::build(LabSpec { reals: [2, 1], clamp_mtu: 1500, ..LabSpec::default() })?;
         let clients = vec![lab.client.clone(), lab.add_client(11)?, lab.add_client(12)?];
-        show.note(&format!("each real server is a {}", lab.real_kind()))?;
+        show.note(&format!("each real server is a {} with a tunl0 device", lab.real_kind()))?;
         for real in &lab.reals {
             show.note(&format!(
                 "{} in dc{} at {}: PostgreSQL answers after {:.1} s",
@@ -48,9 +66,10 @@ impl Demo {
         }
         let director = lab.director();
         let host = director.namespace();
-        let wrapped = |dc| {
-            Sniffer::start(host, lab.egress_device(dc), |frame| {
-                frame.outgoing && frame.ip().is_some_and(|ip| ip.protocol == IPIP)
+        // At the routers: what a director sends past its queues is invisible on its own host.
+        let wrapped = |dc: usize| {
+            Sniffer::start(&lab.dc_routers[dc], "director", |frame| {
+                !frame.outgoing && frame.ip().is_some_and(|ip| ip.protocol == IPIP)
             })
         };
         let from_vip = |frame: &adit_lab::Frame| {
@@ -66,39 +85,64 @@ impl Demo {
 
     fn run(&self, show: &mut Show) -> anyhow::Result<()> {
         let reals = &self.lab.reals;
-        show.step(&format!("The director takes the traffic of {VIP}"))?;
-        let mut director = Director::start(self.lab.director(), &config(reals))?;
+        show.step(&format!("The director starts: packets to the virtual IP {VIP} now come to it"))?;
+        let mut director = Director::start(self.lab.director(), &self.config(reals)?)?;
+        wait_until(DIRECT, "the next hops", || {
+            director.adit(&["list"]).is_ok_and(|said| !said.text.contains("has not answered"))
+        })?;
+        show.note("$ adit list")?;
         show.block(&director.adit(&["list"])?.text)?;
 
-        show.step("Clients open sessions to the VIP; each goes to one real server")?;
+        show.step("Three clients open sessions to the virtual IP; each goes to one real server")?;
         let mut sessions = self.open(show, 40_000)?;
         ensure_spread(&sessions, reals)?;
+        show.note("the databases' own logs have the same sessions")?;
 
-        show.step("A real server is added in the second data centre, with all sessions open")?;
         let added = self.lab.boot_real(1)?;
-        director.reload_or_fail(&config(reals.iter().chain([&added])))?;
+        show.step("A real server is added in the second data centre, with all sessions open")?;
+        self.reload(show, &director, &self.config(reals.iter().chain([&added]))?)?;
         check(show, &sessions)?;
-        show.note("new sessions:")?;
+        show.note("24 more sessions:")?;
         sessions.extend(self.open(show, 41_000)?);
 
         show.step("real1 is taken out of the configuration; its sessions stay, new ones avoid it")?;
-        let left = || reals[1..].iter().chain([&added]);
-        director.reload_or_fail(&config(left()))?;
+        self.reload(show, &director, &self.config(reals[1..].iter().chain([&added]))?)?;
         check(show, &sessions)?;
-        show.note("new sessions:")?;
+        show.note("24 more sessions:")?;
         let new = self.open(show, 42_000)?;
         ensure!(new.iter().all(|session| session.server() != "real1"), "real1 got new sessions");
         sessions.extend(new);
 
-        show.step("The director is killed with SIGKILL and started again")?;
+        show.step(
+            "The director is killed with SIGKILL, in the middle of all that, and started again",
+        )?;
         director.kill()?;
         let down = show.start.elapsed();
         director.start_again()?;
         let away = show.start.elapsed() - down;
-        show.note(&format!("back after {:.2} s", away.as_secs_f64()))?;
+        show.note(&format!("it forwards again after {:.2} s", away.as_secs_f64()))?;
         check(show, &sessions)?;
 
         self.summary(show, &sessions)
+    }
+
+    /// The configuration with these real servers, and a key of its own for the placement hash.
+    fn config<'a>(
+        &self,
+        reals: impl IntoIterator<Item = &'a RealServer>,
+    ) -> anyhow::Result<Config> {
+        let host = self.lab.director();
+        let key = host.namespace().dir().join("hash.key");
+        std::fs::write(&key, "5ca1ab1e0ddba11c0ffee0123456789a\n").context("write a key")?;
+        let service = Service::tcp("orders", vip(PORT)).reals(reals);
+        Ok(Config::new().set("hash_key_file", &format!("{key:?}")).service(service))
+    }
+
+    fn reload(&self, show: &mut Show, director: &Director, config: &Config) -> anyhow::Result<()> {
+        let said = director.reload(config).context("reload")?;
+        ensure!(said.success, "reload was refused: {}", said.text);
+        show.note("$ adit reload")?;
+        show.block(&said.text)
     }
 
     /// Opens sessions from all clients and shows where they went.
@@ -122,37 +166,20 @@ impl Demo {
         let replies = self.replies_through_director.frames().len();
         show.step("What you saw")?;
         show.note(&format!(
-            "{} sessions to {VIP}:{PORT}; a server added, one removed, the director killed: 0 broken",
+            "✔ {} sessions to one address; a server came, one went, the director was killed: 0 broken",
             sessions.len()
         ))?;
         show.note(&format!(
-            "the director wrapped {} packets to the first data centre and {} to the second",
+            "✔ the director wrapped {} packets, IP in IP, to the first data centre, {} to the second",
             wrapped[0], wrapped[1]
         ))?;
         show.note(&format!(
-            "{replies} replies went through the director: databases answer clients directly"
+            "✔ {replies} of the databases' answers came through the director: they go to clients directly"
         ))?;
         ensure!(wrapped.iter().all(|&count| count > 0), "a data centre got nothing");
         ensure!(replies == 0, "replies went through the director");
         Ok(())
     }
-}
-
-/// Refusals become errors, as the demo has nothing to say about them.
-trait ReloadOrFail {
-    fn reload_or_fail(&self, config: &Config) -> anyhow::Result<()>;
-}
-
-impl ReloadOrFail for Director {
-    fn reload_or_fail(&self, config: &Config) -> anyhow::Result<()> {
-        let said = self.reload(config).context("reload")?;
-        ensure!(said.success, "reload was refused: {}", said.text);
-        Ok(())
-    }
-}
-
-fn config<'a>(reals: impl IntoIterator<Item = &'a RealServer>) -> Config {
-    Config::new().service(Service::tcp("orders", vip(PORT)).reals(reals))
 }
 
 fn count(sessions: &[Session]) -> BTreeMap<&str, usize> {
@@ -161,6 +188,18 @@ fn count(sessions: &[Session]) -> BTreeMap<&str, usize> {
         *counts.entry(session.server()).or_default() += 1;
     }
     counts
+}
+
+/// Which clients' sessions a server has: a block for each, in the client's row.
+fn clients_of(sessions: &[Session], server: &str) -> String {
+    let mut clients: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    for session in sessions.iter().filter(|session| session.server() == server) {
+        *clients.entry(session.source().ip()).or_default() += 1;
+    }
+    let row = clients.iter().map(|(client, count)| {
+        format!("{client} {:<width$}", "■".repeat(*count), width = usize::from(SESSIONS))
+    });
+    row.collect::<Vec<_>>().join("  ")
 }
 
 fn ensure_spread(sessions: &[Session], reals: &[RealServer]) -> anyhow::Result<()> {
@@ -235,7 +274,7 @@ impl Show {
         }
         let counts = count(sessions);
         for (server, count) in &counts {
-            self.note(&format!("{server:<8} {count:>3} {}", "■".repeat(*count)))?;
+            self.note(&format!("{server:<8} {count:>3} {}", clients_of(sessions, server)))?;
         }
         self.live = counts.len();
         if let (false, Some(session)) = (last, sessions.last()) {
