@@ -6,6 +6,7 @@ mod network;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use adit_lab::ipsec::{Cover, protect};
 use adit_lab::packet::{ESP, IPIP, IPV6_IN_IP};
@@ -13,7 +14,7 @@ use adit_lab::topology::{DIRECTOR, DIRECTOR6, VIP, VIP6, vip};
 use adit_lab::{
     Caller, Config, Director, Host, Kind, Lab, LabSpec, SERVE_PORT, Sniffer, wait_until,
 };
-use network::{SOON, real, services};
+use network::{real, services};
 
 /// The outer addresses that the policies of this test name.
 const SOURCES: &str = "[tunnel]\nsource = [\"10.2.0.5\", \"fd00:2::5\"]";
@@ -42,11 +43,14 @@ fn traffic(lab: &Lab) {
     assert_eq!(caller.datagram(8192, 4).unwrap(), "real1");
 }
 
+/// Less than the time after which a director looks at its host by itself: it shall have heard.
+const AT_ONCE: Duration = Duration::from_secs(5);
+
 fn wait_egress(director: &Director, lab: &Lab, word: &str) {
     for ipv6 in [false, true] {
         let address = lab.reals[0].address(ipv6);
         let mut seen = String::new();
-        wait_until(SOON, "the egress", || {
+        wait_until(AT_ONCE, "the egress", || {
             seen = real(director, address)["egress"].to_string();
             seen.contains(word)
         })
