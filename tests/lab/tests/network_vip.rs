@@ -215,24 +215,30 @@ fn datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server() {
             // 1400 fits with an outer header; 1500 is the way out's own, and in IPv4 each
             // fragment is fragmented once more outside.
             let mtu = if number % 4 < 2 || vip.is_ipv6() { 1400 } else { 1500 };
-            let mut pieces = fragments(&datagram(source, to, &payload), mtu, 100 + number);
-            if number % 2 == 1 {
-                pieces.reverse();
-            }
-            for piece in &pieces {
-                sender.send(piece).unwrap();
-            }
             let mut answer = vec![0; 10_000];
-            let length = socket.recv(&mut answer).unwrap_or_else(|error| {
+            // A guest that is short of time may lose one: what is held against us is order,
+            // content and place.
+            let answered = (0..3).find_map(|attempt| {
+                let identification = 100 + number + 1000 * attempt;
+                let mut pieces = fragments(&datagram(source, to, &payload), mtu, identification);
+                if number % 2 == 1 {
+                    pieces.reverse();
+                }
+                for piece in &pieces {
+                    sender.send(piece).unwrap();
+                }
+                socket.recv(&mut answer).ok().map(|length| (length, pieces.len()))
+            });
+            let (length, pieces) = answered.unwrap_or_else(|| {
                 let seen = wires.each_ref().map(Sniffer::frames);
                 let drops = director.adit(&["drops"]).unwrap().text;
-                panic!("datagram {number} from {source}: {error}\n{seen:?}\n{drops}")
+                panic!("datagram {number} from {source} is not answered\n{seen:?}\n{drops}")
             });
             let space = answer.iter().position(|&byte| byte == b' ').unwrap();
             assert!(answer[space + 1..length] == payload, "datagram {number} came back changed");
             servers.insert(String::from_utf8_lossy(&answer[..space]).into_owned());
             let seen = || wires.iter().flat_map(Sniffer::packets).map(|ip| ip.destination);
-            wait_until(SOON, "all pieces", || seen().count() >= pieces.len()).unwrap();
+            wait_until(SOON, "all pieces", || seen().count() >= pieces).unwrap();
             let seen: BTreeSet<_> = seen().collect();
             assert_eq!(seen.len(), 1, "pieces of one datagram went to {seen:?}");
         }
