@@ -9,7 +9,7 @@ mod network;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,8 @@ use adit_lab::packet::{IpPacket, datagram, echo_request, fragments};
 use adit_lab::serve::Pattern;
 use adit_lab::topology::{CLIENT, CLIENT_DEVICE, CLIENT6, TAP, VIP, VIP6};
 use adit_lab::{
-    Caller, Config, Director, Lab, LabSpec, Namespace, RawSender, SERVE_PORT, Sniffer, wait_for,
-    wait_until,
+    Caller, Config, Director, Host, Lab, LabSpec, Namespace, RawSender, SERVE_PORT, Sniffer,
+    wait_for, wait_until,
 };
 use junk::Junk;
 use network::{SOON, dropped, services, settled, status, total, udp_socket};
@@ -215,30 +215,27 @@ fn datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server() {
             // 1400 fits with an outer header; 1500 is the way out's own, and in IPv4 each
             // fragment is fragmented once more outside.
             let mtu = if number % 4 < 2 || vip.is_ipv6() { 1400 } else { 1500 };
-            let mut answer = vec![0; 10_000];
-            // A guest that is short of time may lose one: what is held against us is order,
-            // content and place.
-            let answered = (0..3).find_map(|attempt| {
-                let identification = 100 + number + 1000 * attempt;
+            let pieces = |identification| {
                 let mut pieces = fragments(&datagram(source, to, &payload), mtu, identification);
                 if number % 2 == 1 {
                     pieces.reverse();
                 }
-                for piece in &pieces {
-                    sender.send(piece).unwrap();
-                }
-                socket.recv(&mut answer).ok().map(|length| (length, pieces.len()))
-            });
-            let (length, pieces) = answered.unwrap_or_else(|| {
+                pieces
+            };
+            // A guest that is short of time may lose one: what is held against us is order,
+            // content and place.
+            let answer = (0..3)
+                .find_map(|attempt| send(&sender, &socket, &pieces(100 + number + 1000 * attempt)));
+            let answer = answer.unwrap_or_else(|| {
                 let seen = wires.each_ref().map(Sniffer::frames);
                 let drops = director.adit(&["drops"]).unwrap().text;
                 panic!("datagram {number} from {source} is not answered\n{seen:?}\n{drops}")
             });
             let space = answer.iter().position(|&byte| byte == b' ').unwrap();
-            assert!(answer[space + 1..length] == payload, "datagram {number} came back changed");
+            assert!(answer[space + 1..] == payload, "datagram {number} came back changed");
             servers.insert(String::from_utf8_lossy(&answer[..space]).into_owned());
             let seen = || wires.iter().flat_map(Sniffer::packets).map(|ip| ip.destination);
-            wait_until(SOON, "all pieces", || seen().count() >= pieces).unwrap();
+            wait_until(SOON, "all pieces", || seen().count() >= pieces(0).len()).unwrap();
             let seen: BTreeSet<_> = seen().collect();
             assert_eq!(seen.len(), 1, "pieces of one datagram went to {seen:?}");
         }
@@ -249,24 +246,40 @@ fn datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server() {
         assert!(first.is_ok() || vip.is_ipv6(), "{first:?}");
         caller.datagram(8192, 6).unwrap();
 
-        // The host's kernel must not put them together first, which it would do for a firewall
-        // that tracks them: what is never complete would then never come out.
         let source = SocketAddr::new(client, 44_100);
-        let pieces = fragments(&datagram(source, to, &[9; 8192]), 1400, 777);
-        for piece in &pieces[..pieces.len() - 1] {
-            sender.send(piece).unwrap();
-        }
-        let mut seen = 0;
-        wait_until(SOON, "the fragments of an incomplete datagram", || {
-            let inner = wires.iter().flat_map(Sniffer::packets).filter_map(|ip| ip.inner());
-            seen = inner.filter(|ip| ip.identification == 777).count();
-            seen == pieces.len() - 1
-        })
-        .unwrap_or_else(|error| panic!("{error}: {seen} of {}", pieces.len() - 1));
+        let mut pieces = fragments(&datagram(source, to, &[9; 8192]), 1400, 777);
+        pieces.pop();
+        an_incomplete_datagram_comes_through(&sender, &wires, &pieces);
     }
     assert_eq!(dropped(&director, "fragment_timeout") + dropped(&director, "fragment_overflow"), 0);
     assert_eq!(settled(&director)["ledger_balances"], true);
     assert_eq!(status(&director)["totals"]["held"], 0);
+}
+
+/// Sends a datagram's pieces; gives what comes back for it.
+fn send(sender: &RawSender, socket: &UdpSocket, pieces: &[Vec<u8>]) -> Option<Vec<u8>> {
+    for piece in pieces {
+        sender.send(piece).unwrap();
+    }
+    let mut answer = vec![0; 10_000];
+    let length = socket.recv(&mut answer).ok()?;
+    answer.truncate(length);
+    Some(answer)
+}
+
+/// The director's kernel must not put fragments together first, which it would do for a firewall
+/// that tracks them: what is never complete would then never come out.
+fn an_incomplete_datagram_comes_through(sender: &RawSender, wires: &[Sniffer], pieces: &[Vec<u8>]) {
+    for piece in pieces {
+        sender.send(piece).unwrap();
+    }
+    let mut seen = 0;
+    wait_until(SOON, "the fragments of an incomplete datagram", || {
+        let inner = wires.iter().flat_map(Sniffer::packets).filter_map(|ip| ip.inner());
+        seen = inner.filter(|ip| ip.identification == 777).count();
+        seen == pieces.len()
+    })
+    .unwrap_or_else(|error| panic!("{error}: {seen} of {}", pieces.len()));
 }
 
 #[test]
@@ -294,6 +307,8 @@ fn a_million_senseless_frames_change_nothing_for_an_open_session() {
         Flood::new(&lab.r0, "edge", edge, 2, 300_000),
         Flood::new(&lab.client, "eth0", gateway, 3, 100_000),
     ];
+    // Much of the junk is fragments that belong to nothing.
+    set_reassembly_time(&lab, [1, 1]);
     let before = settled(&director);
     // In rounds that the TAP's queue holds, so that most of it is looked at.
     for _ in 0..ROUNDS {
@@ -315,6 +330,27 @@ fn a_million_senseless_frames_change_nothing_for_an_open_session() {
     assert_eq!(Caller::new(&lab.client, to).upload(1_000_000, 3).map(drop).unwrap(), ());
     assert_eq!([VIP, VIP6].map(|vip| ask(&lab, vip).len()), [1, 1], "before: {answer:?}");
     assert!(director.terminate().unwrap().success());
+    forget_incomplete_datagrams(&lab);
+}
+
+/// How long the real servers wait for a datagram's missing fragments. The kernel's
+/// defaults are 30 s in IPv4 and 60 s in IPv6.
+fn set_reassembly_time(lab: &Lab, [v4, v6]: [u32; 2]) {
+    let set = format!("sysctl -qw net.ipv4.ipfrag_time={v4} net.ipv6.ip6frag_time={v6}");
+    for real in &lab.reals {
+        real.machine().sh(&set).unwrap();
+    }
+}
+
+/// Waits until no real server holds fragments of junk any more. As long as it has no memory for
+/// others it drops those of the next test.
+fn forget_incomplete_datagrams(lab: &Lab) {
+    let held = "cat /proc/net/sockstat /proc/net/sockstat6 | grep FRAG";
+    for real in &lab.reals {
+        let none = || real.machine().sh(held).unwrap().matches("inuse 0 ").count() == 2;
+        wait_until(SOON, "reassembly to give up", none).unwrap();
+    }
+    set_reassembly_time(lab, [30, 60]);
 }
 
 /// Junk from a device.
