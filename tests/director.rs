@@ -100,6 +100,18 @@ fn an_unknown_segment_is_guessed_under_a_hash_and_reset_otherwise() {
     assert_ledger(&wrr);
 }
 
+/// What a host sends on every interface by itself is no drop: an idle director shows none.
+#[test]
+fn multicast_is_left_to_the_host() {
+    for group in ["224.0.0.251:5353", "[ff02::fb]:5353"] {
+        let mut world = world(SchedulerKind::Maglev);
+        let host = if group.starts_with('[') { "[fe80::1]:5353" } else { "10.2.0.1:5353" };
+        let outcome = world.receive(&frames::udp(host, group, b"x"));
+        assert_eq!(outcome.verdict, Verdict::Pass, "{group}");
+        assert_ledger(&world);
+    }
+}
+
 /// Every refusal of a well-formed or broken frame, by its reason.
 #[test]
 fn refusals_have_names() {

@@ -214,7 +214,9 @@ impl<S: AsRef<[Slot]>> Director<S> {
             return self.neighbour(context, Some(snapshot.tap_mac), Source::Tap, slot, frame);
         }
         let Some(vip) = snapshot.services.vip(&datagram.destination) else {
-            return Verdict::Drop(DropReason::NotVip);
+            // Multicast is the host's own, which it sends on every interface (MLD, mDNS).
+            let own = is_multicast(&datagram.destination);
+            return if own { Verdict::Pass } else { Verdict::Drop(DropReason::NotVip) };
         };
         if !is_client(&datagram.source) || snapshot.services.vip(&datagram.source).is_some() {
             return Verdict::Drop(DropReason::BadSource);
@@ -341,6 +343,13 @@ impl LinkHeader {
         };
         slot[start..ip.start].copy_from_slice(&self.0);
         Verdict::Reply { to: ReplyTo::Tap, range: start..ip.end }
+    }
+}
+
+fn is_multicast(destination: &packet::Address) -> bool {
+    match packet::Family::of(destination) {
+        packet::Family::V4 => packet::ipv4(destination).is_multicast(),
+        packet::Family::V6 => destination[0] == 0xff,
     }
 }
 
