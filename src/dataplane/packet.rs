@@ -208,17 +208,8 @@ impl Datagram {
     }
 
     fn parse_v4(bytes: &[u8]) -> Result<Self, PacketError> {
-        if bytes.len() < 20 {
-            return Err(truncated("IPv4", 20, bytes.len()));
-        }
-        let header_len = usize::from(bytes[0] & 0x0f) * 4;
+        let header_len = ipv4_header_len("IPv4", bytes)?;
         let total_len = usize::from(be16(bytes, 2));
-        if header_len < 20 {
-            return Err(PacketError::Length { layer: "IPv4", claimed: header_len });
-        }
-        if bytes.len() < header_len {
-            return Err(truncated("IPv4", header_len, bytes.len()));
-        }
         if total_len < header_len {
             return Err(PacketError::Length { layer: "IPv4", claimed: total_len });
         }
@@ -280,6 +271,21 @@ impl Datagram {
     pub const fn payload_len(&self) -> usize {
         self.total_len - self.header_len
     }
+}
+
+/// Length of an IPv4 header that is all there.
+fn ipv4_header_len(layer: &'static str, bytes: &[u8]) -> Result<usize, PacketError> {
+    if bytes.len() < 20 {
+        return Err(truncated(layer, 20, bytes.len()));
+    }
+    let header_len = usize::from(bytes[0] & 0x0f) * 4;
+    if header_len < 20 {
+        return Err(PacketError::Length { layer, claimed: header_len });
+    }
+    if bytes.len() < header_len {
+        return Err(truncated(layer, header_len, bytes.len()));
+    }
+    Ok(header_len)
 }
 
 /// Source and destination of an IPv6 header that is there.

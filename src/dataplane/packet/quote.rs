@@ -1,8 +1,8 @@
 //! Packets as ICMP errors quote them.
 
 use super::{
-    Address, Family, PacketError, addresses_v6, be16, be32, mapped_v4, protocol, truncated,
-    walk_extension_headers,
+    Address, Family, PacketError, addresses_v6, be16, be32, ipv4_header_len, mapped_v4, protocol,
+    truncated, walk_extension_headers,
 };
 
 /// The start of a packet as an ICMP error quotes it: possibly cut after 8 bytes of upper layer
@@ -42,13 +42,7 @@ impl Quote {
     }
 
     fn parse_v4(bytes: &[u8]) -> Result<Self, PacketError> {
-        if bytes.len() < 20 {
-            return Err(truncated("quoted IPv4", 20, bytes.len()));
-        }
-        let header_len = usize::from(bytes[0] & 0x0f) * 4;
-        if header_len < 20 {
-            return Err(PacketError::Length { layer: "quoted IPv4", claimed: header_len });
-        }
+        let header_len = ipv4_header_len("quoted IPv4", bytes)?;
         if bytes.len() < header_len + 8 {
             return Err(truncated("quoted IPv4", header_len + 8, bytes.len()));
         }
