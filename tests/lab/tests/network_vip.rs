@@ -1,29 +1,23 @@
-//! The VIP as its neighbours and clients see it: who answers for it, how fast and how often, what
-//! becomes of fragments and echo requests, and of a million frames that make no sense.
+//! The VIP as its neighbours and clients see it: who answers for it, how fast and how often, and what
+//! becomes of fragments and echo requests.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "what tests share is test code too")]
 
-#[path = "network/junk.rs"]
-mod junk;
 mod network;
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use adit_lab::io::packet::PacketSocket;
-use adit_lab::neighbour::{Answer, Mac, own, resolve};
+use adit_lab::neighbour::{Answer, own, resolve};
 use adit_lab::packet::{IpPacket, datagram, echo_request, fragments};
 use adit_lab::serve::Pattern;
-use adit_lab::topology::{CLIENT, CLIENT_DEVICE, CLIENT6, TAP, VIP, VIP6};
+use adit_lab::topology::{CLIENT, CLIENT_DEVICE, CLIENT6, VIP, VIP6};
 use adit_lab::{
-    Caller, Config, Director, Host, Lab, LabSpec, Namespace, RawSender, SERVE_PORT, Sniffer,
-    wait_for, wait_until,
+    Caller, Config, Director, Lab, LabSpec, RawSender, SERVE_PORT, Sniffer, wait_until,
 };
-use junk::Junk;
-use network::{SOON, dropped, services, settled, status, total, udp_socket};
+use network::{SOON, count, dropped, services, settled, status, total, udp_socket};
 use nix::sys::signal::Signal;
 
 /// One lab for all tests here.
@@ -166,10 +160,6 @@ fn now() -> Instant {
     Instant::now()
 }
 
-fn count(status: &serde_json::Value, name: &str) -> u64 {
-    status["totals"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {status}"))
-}
-
 /// Checks an ICMP message's checksum by adding it all up (RFC 1071), with the pseudo-header in IPv6.
 fn icmp_checksum_is_right(packet: &IpPacket) -> bool {
     let mut words = packet.payload.clone();
@@ -280,128 +270,4 @@ fn an_incomplete_datagram_comes_through(sender: &RawSender, wires: &[Sniffer], p
         seen == pieces.len()
     })
     .unwrap_or_else(|error| panic!("{error}: {seen} of {}", pieces.len()));
-}
-
-#[test]
-fn a_million_senseless_frames_change_nothing_for_an_open_session() {
-    if !network::can_run() {
-        return;
-    }
-    const ROUNDS: u32 = 20;
-    let lab = lab();
-    let config = config(&lab).set("tap_queue_length", "65536");
-    let mut director = Director::start(lab.director(), &config).unwrap();
-    let to = SocketAddr::new(VIP, SERVE_PORT);
-    let mut session = Caller::new(&lab.client, to).echo().unwrap();
-    let owner = established(&director, &mut session);
-    let answer = [VIP, VIP6].map(|vip| ask(&lab, vip));
-
-    // Straight into the TAP, where no kernel sorts out what is wrong; onto the client-facing
-    // interface from its segment; and from the clients, through a router.
-    let host = lab.director();
-    let (edge, _) = own(host.namespace(), CLIENT_DEVICE, false).unwrap();
-    let tap = tap_mac(host.namespace());
-    let (gateway, _) = own(&lab.r0, "clients", false).unwrap();
-    let mut floods = [
-        Flood::new(host.namespace(), TAP, tap, 1, 600_000),
-        Flood::new(&lab.r0, "edge", edge, 2, 300_000),
-        Flood::new(&lab.client, "eth0", gateway, 3, 100_000),
-    ];
-    // Much of the junk is fragments that belong to nothing.
-    set_reassembly_time(&lab, [1, 1]);
-    let before = settled(&director);
-    // In rounds that the TAP's queue holds, so that most of it is looked at.
-    for _ in 0..ROUNDS {
-        for flood in &mut floods {
-            flood.send(ROUNDS);
-        }
-        settled(&director);
-    }
-
-    let after = settled(&director);
-    let received = count(&after, "received") - count(&before, "received");
-    let drops = director.adit(&["drops"]).unwrap().text;
-    println!("{received} frames reached the worker:\n{drops}");
-    assert_eq!(after["ledger_balances"], true, "{after}");
-    // Nearly all do, unless the computer is so busy that the worker hardly runs.
-    assert!(received > 100_000, "{received} frames came in");
-    assert_eq!(after["pid"], before["pid"]);
-    assert_eq!(established(&director, &mut session), owner, "the session moved");
-    assert_eq!(Caller::new(&lab.client, to).upload(1_000_000, 3).map(drop).unwrap(), ());
-    assert_eq!([VIP, VIP6].map(|vip| ask(&lab, vip).len()), [1, 1], "before: {answer:?}");
-    assert!(director.terminate().unwrap().success());
-    forget_incomplete_datagrams(&lab);
-}
-
-/// How long the real servers wait for a datagram's missing fragments. The kernel's
-/// defaults are 30 s in IPv4 and 60 s in IPv6.
-fn set_reassembly_time(lab: &Lab, [v4, v6]: [u32; 2]) {
-    let set = format!("sysctl -qw net.ipv4.ipfrag_time={v4} net.ipv6.ip6frag_time={v6}");
-    for real in &lab.reals {
-        real.machine().sh(&set).unwrap();
-    }
-}
-
-/// Waits until no real server holds fragments of junk any more. As long as it has no memory for
-/// others it drops those of the next test.
-fn forget_incomplete_datagrams(lab: &Lab) {
-    let held = "cat /proc/net/sockstat /proc/net/sockstat6 | grep FRAG";
-    for real in &lab.reals {
-        let none = || real.machine().sh(held).unwrap().matches("inuse 0 ").count() == 2;
-        wait_until(SOON, "reassembly to give up", none).unwrap();
-    }
-    set_reassembly_time(lab, [30, 60]);
-}
-
-/// Junk from a device.
-struct Flood {
-    socket: PacketSocket,
-    junk: Junk,
-    frame: Vec<u8>,
-    frames: u32,
-}
-
-impl Flood {
-    fn new(host: &Namespace, device: &str, to: Mac, seed: u64, frames: u32) -> Self {
-        let socket = host.enter(|| PacketSocket::open_to_send(device)).unwrap().unwrap();
-        Self { socket, junk: Junk::new(seed, to), frame: Vec::new(), frames }
-    }
-
-    /// Sends its frames' share of one round.
-    fn send(&mut self, rounds: u32) {
-        for _ in 0..self.frames / rounds {
-            self.junk.next(&mut self.frame);
-            // A queue that is full loses the frame, as a wire does.
-            let _ = self.socket.send(&self.frame);
-        }
-    }
-}
-
-/// Talks until the director calls the session established; returns its real server.
-fn established(director: &Director, session: &mut TcpStream) -> String {
-    let client = session.local_addr().unwrap();
-    let wanted = |connection: &serde_json::Value| {
-        connection["client"] == client.ip().to_string()
-            && connection["client_port"] == client.port()
-    };
-    wait_for(SOON, "an established session", || {
-        session.write_all(b"x").unwrap();
-        session.read_exact(&mut [0]).unwrap();
-        let listed = director.json(&["connections"]).unwrap();
-        let ours = listed.as_array()?.iter().find(|c| wanted(c))?;
-        (ours["state"] == "established").then(|| ours["real"].as_str().map(str::to_owned))?
-    })
-    .unwrap()
-}
-
-fn tap_mac(director: &Namespace) -> Mac {
-    let text = director.sh(&format!("ip -j link show dev {TAP}")).unwrap();
-    let links: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let bytes: Vec<u8> = links[0]["address"]
-        .as_str()
-        .unwrap()
-        .split(':')
-        .map(|part| u8::from_str_radix(part, 16).unwrap())
-        .collect();
-    bytes.try_into().unwrap()
 }

@@ -83,7 +83,11 @@ pub(crate) fn status(director: &Director) -> Value {
 
 /// One of the worker's totals.
 pub(crate) fn total(director: &Director, name: &str) -> u64 {
-    let status = status(director);
+    count(&status(director), name)
+}
+
+/// One of the worker's totals in a status.
+pub(crate) fn count(status: &Value, name: &str) -> u64 {
     status["totals"][name].as_u64().unwrap_or_else(|| panic!("no {name} in {status}"))
 }
 
