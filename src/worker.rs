@@ -94,6 +94,14 @@ impl<S: AsRef<[Slot]>> Handler for Worker<S> {
         self.capture.look();
     }
 
+    fn looks_ahead(&self) -> bool {
+        self.director.looks_ahead()
+    }
+
+    fn ahead(&self, frame: &[u8]) {
+        self.director.ahead(&self.snapshot, frame);
+    }
+
     fn frame(
         &mut self,
         source: io::Source,

@@ -393,3 +393,20 @@ fn a_persistent_client_comes_back_unless_its_server_takes_no_new_flows() {
     assert_eq!(reals_of(&mut world, "192.0.2.7").len(), 2);
     assert_ledger(&world);
 }
+
+#[test]
+fn looking_ahead_decides_nothing() {
+    let mut world = world(SchedulerKind::Maglev);
+    let known = Tcp::syn(CLIENT, VIP).frame();
+    let unknown = Tcp::syn("192.0.2.8:1", VIP).frame();
+    world.receive(&known);
+    let before = world.counters.worker.read();
+    let cut = (0..known.len()).map(|length| &known[..length]);
+    for frame in cut.chain([&known[..], &unknown[..], &[0xff; 64][..]]) {
+        world.director.ahead(&world.snapshot, frame);
+    }
+    assert_eq!(world.counters.worker.read(), before);
+    assert_ledger(&world);
+    assert!(real_of(&mut world, &unknown).is_some());
+    assert_ledger(&world);
+}

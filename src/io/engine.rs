@@ -71,12 +71,11 @@ pub(super) trait Receive {
     fn completion(
         &mut self,
         exchange: &mut Exchange,
-        handler: &mut impl Handler,
         completion: Completion,
     ) -> Result<(), EngineError>;
 
-    /// After each batch: reads on, returns slots to the kernel, re-arms. `true` when there is more
-    /// to do at once, without waiting.
+    /// After each batch: delivers what was received, returns slots to the kernel, re-arms. `true`
+    /// when there is more to do at once, without waiting.
     fn continues(
         &mut self,
         exchange: &mut Exchange,
@@ -207,9 +206,7 @@ fn run_with(
 
         for &completion in &batch {
             match completion.kind {
-                Kind::TapRead | Kind::TapPoll => {
-                    receiver.completion(exchange, handler, completion)?
-                }
+                Kind::TapRead | Kind::TapPoll => receiver.completion(exchange, completion)?,
                 Kind::Send => exchange.main_sent(handler, completion)?,
                 Kind::AuxSend => exchange.aux_sent(handler, completion)?,
                 Kind::SourcePoll => exchange.source_ready(completion)?,

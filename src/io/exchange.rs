@@ -9,7 +9,7 @@ use super::egress::{EgressControl, EgressTable};
 use super::engine_error::EngineError;
 use super::handler::{Disposition, Handler, IoCounters, Source};
 use super::packet_socket::{NeighbourSockets, OuterErrorSockets};
-use super::ring::{Completion, Kind, Ring};
+use super::ring::{BATCH, Completion, Kind, Ring};
 use super::slots::{AuxSlots, HEADROOM, Owner, PendingSend, Slot, SlotPool};
 use super::wake::Waker;
 
@@ -35,6 +35,8 @@ pub(super) struct Exchange {
     pub(super) ring: Ring,
     pub(super) pool: SlotPool,
     aux: AuxSlots,
+    /// Frames from the TAP that wait for the handler, and their lengths.
+    received: Vec<(Slot, usize)>,
     egress: EgressTable,
     sources: Vec<SourceSocket>,
     waker: Waker,
@@ -60,6 +62,7 @@ impl Exchange {
             ring,
             pool,
             aux,
+            received: Vec::with_capacity(BATCH),
             egress,
             sources: Vec::new(),
             waker,
@@ -122,8 +125,41 @@ impl Exchange {
         self.send_pending(handler)
     }
 
+    /// Takes note of a frame from the TAP, for [`Exchange::deliver_received`].
+    pub(super) fn receive(&mut self, slot: Slot, length: usize) {
+        self.counters.tap_frames += 1;
+        self.received.push((slot, length));
+    }
+
+    /// Whether frames from the TAP wait for the handler.
+    pub(super) fn has_received(&self) -> bool {
+        !self.received.is_empty()
+    }
+
+    /// Hands the frames received from the TAP to the handler: all of them to look at first, then one
+    /// by one.
+    pub(super) fn deliver_received(
+        &mut self,
+        handler: &mut impl Handler,
+    ) -> Result<(), EngineError> {
+        let mut received = std::mem::take(&mut self.received);
+        // A frame that comes alone has nothing to overlap with.
+        if received.len() > 1 && handler.looks_ahead() {
+            for (slot, length) in &received {
+                let bytes = self.pool.bytes_mut(slot);
+                let end = (HEADROOM + length).min(bytes.len());
+                handler.ahead(&bytes[HEADROOM..end]);
+            }
+        }
+        for (slot, length) in received.drain(..) {
+            self.deliver(handler, Source::Tap, slot, length)?;
+        }
+        self.received = received;
+        Ok(())
+    }
+
     /// Hands a frame of `length` bytes behind the headroom to the handler and does what it says.
-    pub(super) fn deliver(
+    fn deliver(
         &mut self,
         handler: &mut impl Handler,
         source: Source,

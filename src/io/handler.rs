@@ -46,6 +46,15 @@ pub trait Handler {
     /// the snapshot and to install or remove paths.
     fn batch(&mut self, now_ns: u64, egress: &mut EgressControl<'_>);
 
+    /// Whether [`Handler::ahead`] is worth its time now.
+    fn looks_ahead(&self) -> bool {
+        false
+    }
+
+    /// A frame from the TAP that [`Handler::frame`] gets soon, after others of its batch: the time to
+    /// fetch into the cache what it will need.
+    fn ahead(&self, _frame: &[u8]) {}
+
     /// One received frame: `slot` is the whole slot, `frame` the place of the received bytes in it,
     /// which have [`super::HEADROOM`] bytes in front.
     fn frame(

@@ -7,7 +7,7 @@ use super::buffer_ring::{BUFFER_GROUP, BufferRing};
 use super::engine::Receive;
 use super::engine_error::EngineError;
 use super::exchange::{Exchange, RESERVE};
-use super::handler::{Handler, Source};
+use super::handler::Handler;
 use super::ring::{Completion, Kind, Ring};
 
 pub(super) struct Multishot {
@@ -60,7 +60,6 @@ impl Receive for Multishot {
     fn completion(
         &mut self,
         exchange: &mut Exchange,
-        handler: &mut impl Handler,
         completion: Completion,
     ) -> Result<(), EngineError> {
         if !cqueue::more(completion.flags) {
@@ -74,8 +73,8 @@ impl Receive for Multishot {
                     .buffers
                     .take_back(&mut exchange.pool, id)
                     .ok_or(EngineError::Corrupt("a read into a buffer that was not lent"))?;
-                exchange.counters.tap_frames += 1;
-                exchange.deliver(handler, Source::Tap, slot, length as usize)
+                exchange.receive(slot, length as usize);
+                Ok(())
             }
             Err(Errno::ENOBUFS) => {
                 exchange.counters.out_of_slots += 1;
@@ -90,8 +89,9 @@ impl Receive for Multishot {
     fn continues(
         &mut self,
         exchange: &mut Exchange,
-        _: &mut impl Handler,
+        handler: &mut impl Handler,
     ) -> Result<bool, EngineError> {
+        exchange.deliver_received(handler)?;
         self.lend_free_slots(exchange);
         if !self.armed && !exchange.stopping && self.buffers.lent() > 0 {
             self.arm(exchange)?;

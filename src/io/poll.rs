@@ -6,7 +6,7 @@
 use super::engine::Receive;
 use super::engine_error::EngineError;
 use super::exchange::Exchange;
-use super::handler::{Handler, Source};
+use super::handler::Handler;
 use super::ring::{BATCH, Completion};
 
 /// Frames read in one go, before their sends are submitted.
@@ -18,40 +18,21 @@ pub(super) struct Poll {
     readable: bool,
 }
 
-impl Receive for Poll {
-    fn start(&mut self, exchange: &mut Exchange) -> Result<(), EngineError> {
-        exchange.arm_tap_poll()
-    }
-
-    fn completion(
-        &mut self,
-        _: &mut Exchange,
-        _: &mut impl Handler,
-        completion: Completion,
-    ) -> Result<(), EngineError> {
-        completion.outcome().map_err(EngineError::TapGone)?;
-        self.readable = true;
-        Ok(())
-    }
-
-    fn continues(
-        &mut self,
-        exchange: &mut Exchange,
-        handler: &mut impl Handler,
-    ) -> Result<bool, EngineError> {
+impl Poll {
+    /// Reads until the TAP is empty or the budget is used up. `true` when there may be more.
+    fn read(&mut self, exchange: &mut Exchange) -> Result<bool, EngineError> {
         if !self.readable || exchange.stopping {
             return Ok(false);
         }
         for _ in 0..READ_BUDGET {
             let Some(slot) = exchange.pool.take() else {
                 exchange.counters.out_of_slots += 1;
-                return Ok(false); // all in flight: a send will complete and lead here again
+                // All in flight: a send will complete and lead here again. Unless some wait to be
+                // delivered, after which they may be free.
+                return Ok(exchange.has_received());
             };
             match exchange.read_tap(&slot) {
-                Ok(Some(length)) => {
-                    exchange.counters.tap_frames += 1;
-                    exchange.deliver(handler, Source::Tap, slot, length)?;
-                }
+                Ok(Some(length)) => exchange.receive(slot, length),
                 Ok(None) => {
                     exchange.pool.release(slot);
                     self.readable = false;
@@ -65,6 +46,28 @@ impl Receive for Poll {
             }
         }
         Ok(true)
+    }
+}
+
+impl Receive for Poll {
+    fn start(&mut self, exchange: &mut Exchange) -> Result<(), EngineError> {
+        exchange.arm_tap_poll()
+    }
+
+    fn completion(&mut self, _: &mut Exchange, completion: Completion) -> Result<(), EngineError> {
+        completion.outcome().map_err(EngineError::TapGone)?;
+        self.readable = true;
+        Ok(())
+    }
+
+    fn continues(
+        &mut self,
+        exchange: &mut Exchange,
+        handler: &mut impl Handler,
+    ) -> Result<bool, EngineError> {
+        let more = self.read(exchange)?;
+        exchange.deliver_received(handler)?;
+        Ok(more)
     }
 
     fn stop(&mut self, _: &mut Exchange) -> Result<(), EngineError> {

@@ -55,6 +55,10 @@ pub struct Director<S> {
 /// crowd out other events. All are counted.
 const CONFLICT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Flows from which on a look ahead pays: those of a smaller table stay in the L2 cache (at some 80
+/// bytes a flow), beside what the kernel needs there.
+const LOOK_AHEAD_FLOWS: u32 = 8192;
+
 /// One call's surroundings: the time, the world and the shell.
 struct Context<'a, O> {
     now: Time,
@@ -105,6 +109,27 @@ impl<S: AsRef<[Slot]>> Director<S> {
         };
         self.account(&verdict);
         verdict
+    }
+
+    /// Whether [`Director::ahead`] pays: only where the flows do not fit the cache.
+    pub fn looks_ahead(&self) -> bool {
+        self.parts.flows.counts().total() >= LOOK_AHEAD_FLOWS
+    }
+
+    /// Fetches into the cache what [`Director::handle`] will look up for a frame from the TAP. When
+    /// the frames of a batch are all shown here first, their cache misses happen at the same time
+    /// instead of one after the other. Decides nothing, so that a wrong guess costs time only.
+    #[inline]
+    pub fn ahead(&self, snapshot: &Snapshot, frame: &[u8]) {
+        let Some(bytes) = frame.get(packet::ETHERNET_HEADER..) else { return };
+        let Ok(datagram) = Datagram::parse(bytes) else { return };
+        let Some(vip) = snapshot.services.vip(&datagram.destination) else { return };
+        if datagram.fragment.is_none()
+            && matches!(datagram.protocol, protocol::TCP | protocol::UDP)
+            && let Ok(incoming) = balance::Incoming::read(&datagram, bytes, vip)
+        {
+            self.parts.flows.warm(&incoming.key);
+        }
     }
 
     /// Enters a verdict into the ledger.
