@@ -7,10 +7,12 @@ mod world;
 use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use adit::dataplane::{
+    ids::RealId,
     packet::ip_addr,
     persistence::PersistenceEvent,
     scheduler::{Member, SchedulerKind},
     service::{DfPolicy, Ports, Protocol},
+    snapshot::{Link, RealServer},
     verdict::{Account, DropReason, Event, ReplyTo, SendResult, Source, Verdict},
 };
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
@@ -385,6 +387,8 @@ fn a_persistent_client_comes_back_unless_its_server_takes_no_new_flows() {
     world.snapshot = snapshot(vec![draining]);
     let unknown = Tcp::data("192.0.2.7:42000", VIP, 0, b"x").frame();
     assert_eq!(real_of(&mut world, &unknown), Some(kept));
+    let worker = world.counters.worker.read();
+    assert_eq!((worker.persisted, worker.rederived), (11, 0), "remembered, not guessed");
     let syn = Tcp::syn("192.0.2.7:42001", VIP).frame();
     assert_ne!(real_of(&mut world, &syn), Some(kept));
     // Back in service, and the entry over.
@@ -409,4 +413,35 @@ fn looking_ahead_decides_nothing() {
     assert_ledger(&world);
     assert!(real_of(&mut world, &unknown).is_some());
     assert_ledger(&world);
+}
+
+#[test]
+fn a_route_that_is_gone_says_nothing_of_its_mtu() {
+    let mut world = world(SchedulerKind::Maglev);
+    world.receive(&Tcp::syn(CLIENT, VIP).frame());
+    let full_size = Tcp::data(CLIENT, VIP, 0, &[0; 1400]).frame();
+    let lost = |id| {
+        let real = world.snapshot.real(RealId(id)).cloned()?;
+        Some(RealServer { link: Link::None, link_mtu: 1280, ..real })
+    };
+    world.snapshot.reals = [0, 1].map(lost).to_vec().into();
+    let outcome = world.receive(&full_size);
+    assert_eq!(outcome.verdict, Verdict::Drop(DropReason::NoEgress));
+    assert_eq!(world.counters.worker.too_big_sent.get(), 0);
+    assert_ledger(&world);
+}
+
+#[test]
+fn resets_that_are_not_due_leave_the_others_theirs() {
+    let mut world = world(SchedulerKind::Wrr);
+    let mut stray = Tcp::data(CLIENT, VIP, 0, b"x");
+    let mut reset = Tcp::data("192.0.2.7:40001", VIP, 0, b"");
+    (reset.rst, reset.acknowledgement) = (true, None);
+    for _ in 0..1000 {
+        let outcome = world.receive(&reset.frame());
+        assert_eq!(outcome.verdict, Verdict::Drop(DropReason::NoFlow));
+    }
+    stray.payload = b"y";
+    assert!(matches!(world.receive(&stray.frame()).verdict, Verdict::Reply { .. }));
+    assert_eq!(world.counters.worker.resets_sent.get(), 1);
 }

@@ -462,13 +462,14 @@ fn persistence(service: &config::Service) -> Option<PersistencePolicy> {
     let group = match &persistence.group {
         Some(name) => PersistenceGroup::named(name),
         None => {
-            let first = match &service.ports {
-                config::Ports::Exact(port) | config::Ports::Range(port, _) => *port,
-                config::Ports::List(list) => list.first().copied().unwrap_or(0),
-                config::Ports::Any => 0,
+            let (form, first) = match &service.ports {
+                config::Ports::Exact(port) => (0, *port),
+                config::Ports::List(list) => (1, list.first().copied().unwrap_or(0)),
+                config::Ports::Range(first, _) => (2, *first),
+                config::Ports::Any => (3, 0),
             };
             let number = protocol(service.protocol).number();
-            PersistenceGroup::of_service(service.vip, first, number)
+            PersistenceGroup::of_service(service.vip, form, first, number)
         }
     };
     Some(PersistencePolicy {

@@ -92,6 +92,12 @@ counters! {
         too_big_sent,
         /// ICMP errors about outer packets that changed a path MTU.
         path_mtu_updates,
+        /// Authentic ICMP errors: a real server, or its network, cannot be reached.
+        tunnel_unreachable,
+        /// Authentic ICMP errors: the outer TTL ran out on the way to a real server.
+        tunnel_time_exceeded,
+        /// Authentic ICMP errors: a router did not understand an outer header.
+        tunnel_parameter_problem,
         /// ICMP errors of the clients' paths given to the real server that owns the flow.
         icmp_forwarded,
         /// ARP requests and neighbour solicitations answered.

@@ -113,13 +113,16 @@ impl PersistenceGroup {
         Self(HashKey::DEFAULT.hash(&bytes).0)
     }
 
-    /// The group of a service that names none. `port` is the first of several, 0 for any.
-    pub fn of_service(vip: IpAddr, port: u16, protocol: u8) -> Self {
-        let mut bytes = [0; 20];
+    /// The group of a service that names none. Services that say their ports in different ways may
+    /// overlap, so `form` tells these apart: 0 one port, 1 a list, 2 a range, 3 any. `port` is the
+    /// first of several, 0 for any.
+    pub fn of_service(vip: IpAddr, form: u8, port: u16, protocol: u8) -> Self {
+        let mut bytes = [0; 21];
         bytes[0] = FORM_GROUP_SERVICE;
         bytes[1..17].copy_from_slice(&canonical_octets(vip));
         bytes[17..19].copy_from_slice(&port.to_be_bytes());
         bytes[19] = protocol;
+        bytes[20] = form;
         Self(HashKey::DEFAULT.hash(&bytes).0)
     }
 }
@@ -329,7 +332,7 @@ mod tests {
             HashKey::DEFAULT.fingerprint().to_string(),
             format!(
                 "{:016x}",
-                PersistenceGroup::of_service("198.51.100.10".parse().unwrap(), 5432, 6).0
+                PersistenceGroup::of_service("198.51.100.10".parse().unwrap(), 0, 5432, 6).0
             ),
         ];
         let key = PlacementKey::of_flow(

@@ -6,12 +6,14 @@
 //! * Over IPv4 with DF, the identification of the outer header is a [`cookie`]. It is computed
 //!   again from the quoted first 8 bytes behind the outer header, all that old routers quote
 //!   (RFC 792).
-//! * Where the quote reaches to the inner ports, the quoted flow must be in the flow table, on that
-//!   real server, and for TCP the quoted sequence number must be near the flow's.
-//! * Over IPv6 there is no such field, and the flow alone is asked for.
+//! * Where the quote reaches to the inner ports, and the quoted flow is in the flow table, it must be
+//!   there on that real server, and for TCP the quoted sequence number must be near the flow's.
+//! * Over IPv6 there is no such field; the quoted flow must be in the flow table.
 //!
 //! A forger who knows nothing but addresses has 16 guesses a minute at 16 bits with two secrets in
-//! force: once in a day or so one real server's path MTU falls to its floor for 10 minutes.
+//! force: once in a day or so one real server's path MTU falls to its floor for 10 minutes. One who
+//! has a flow of his own, and knows which real server it is on, has 256, since a router's honest
+//! errors must not be shut out by a handful of packets.
 
 use std::time::Duration;
 
@@ -36,6 +38,8 @@ pub const MTU_FLOOR_V6: u16 = 1280;
 const MTU_MIN_V4: u32 = 68;
 /// Wrong cookies of a minute after which quotes without a flow are not believed any more.
 const WRONG_COOKIES_MAX: u16 = 16;
+/// The same for quotes with a flow that is tracked: few can write them.
+const WRONG_COOKIES_MAX_WITH_FLOW: u16 = 256;
 /// The minute.
 const WRONG_COOKIES_WINDOW: Duration = Duration::from_secs(60);
 /// Protocol numbers of packets in our tunnels: IPv4 and IPv6.
@@ -144,8 +148,9 @@ struct Path {
     /// Learned MTU, in force until `expires`.
     mtu: u16,
     expires: Time,
-    /// Identification of the last packet without DF.
-    identification: u16,
+    /// Identification of the last packet without DF. IPv6 uses all of it for its fragments, which
+    /// 16 bits would repeat within reassembly's 60 s (RFC 8200 §4.5); IPv4 has the lower half.
+    identification: u32,
     /// Wrong cookies since `window`.
     wrong_cookies: u16,
     window: Time,
@@ -165,9 +170,8 @@ impl Path {
     }
 
     /// Whether so many cookies were wrong that one more guess may not be had.
-    fn is_under_attack(&self, now: Time) -> bool {
-        self.wrong_cookies >= WRONG_COOKIES_MAX
-            && now.saturating_since(self.window) < WRONG_COOKIES_WINDOW
+    fn is_under_attack(&self, now: Time, limit: u16) -> bool {
+        self.wrong_cookies >= limit && now.saturating_since(self.window) < WRONG_COOKIES_WINDOW
     }
 }
 
@@ -249,7 +253,7 @@ fn inner_quote(outer: &Quote, quoted: &[u8]) -> Option<InnerQuote> {
 pub struct PathMtus {
     paths: Box<[Path]>,
     /// Identifications for ids beyond `paths`.
-    spare_identification: u16,
+    spare_identification: u32,
 }
 
 impl PathMtus {
@@ -264,13 +268,17 @@ impl PathMtus {
         learned.map_or(link_mtu, |mtu| mtu.min(link_mtu))
     }
 
-    /// Identification for the next packet without DF to a real server; never 0.
-    pub fn next_identification(&mut self, real: RealId) -> u16 {
+    /// Identification for the next packet without DF to a real server; its lower half, which is
+    /// IPv4's, is never 0.
+    pub fn next_identification(&mut self, real: RealId) -> u32 {
         let last = match self.paths.get_mut(real.index()) {
             Some(path) => &mut path.identification,
             None => &mut self.spare_identification,
         };
-        *last = last.checked_add(1).unwrap_or(1);
+        *last = last.wrapping_add(1);
+        if last.trailing_zeros() >= u16::BITS {
+            *last += 1;
+        }
         *last
     }
 
@@ -332,8 +340,14 @@ impl PathMtus {
         let Some(path) = self.paths.get_mut(real.index()) else {
             return Proof::Ignored;
         };
+        let flow = claim.inner.as_ref().map(flow);
         if claim.has_cookie() {
-            if claim.inner.is_none() && path.is_under_attack(now) {
+            // A flow that is not tracked proves nothing: while the table is full there are such.
+            let limit = match flow {
+                Some(FlowCheck::Known { .. }) => WRONG_COOKIES_MAX_WITH_FLOW,
+                Some(FlowCheck::Unknown) | None => WRONG_COOKIES_MAX,
+            };
+            if path.is_under_attack(now, limit) {
                 return Proof::Ignored;
             }
             if !claim.cookie_is_right(secrets) {
@@ -341,12 +355,13 @@ impl PathMtus {
                 return Proof::Forged;
             }
         }
-        match claim.inner.as_ref().map(flow) {
+        match flow {
             Some(FlowCheck::Known { real: owner, sequence_plausible: true }) if owner == real => {
                 Proof::Valid
             }
-            Some(FlowCheck::Known { .. } | FlowCheck::Unknown) => Proof::Forged,
-            None if claim.has_cookie() => Proof::Valid,
+            Some(FlowCheck::Known { .. }) => Proof::Forged,
+            Some(FlowCheck::Unknown) | None if claim.has_cookie() => Proof::Valid,
+            Some(FlowCheck::Unknown) => Proof::Forged,
             None => Proof::Ignored,
         }
     }

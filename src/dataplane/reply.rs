@@ -112,13 +112,10 @@ pub fn reset(
     segment: &TcpSegment,
     ip: Range<usize>,
 ) -> Option<Range<usize>> {
-    let acknowledges = segment.flags & tcp_flag::ACK != 0;
-    if segment.flags & tcp_flag::RST != 0
-        || !is_single_host(&datagram.source)
-        || (datagram.fragment.is_some() && !acknowledges)
-    {
+    if !may_be_reset(datagram, segment) {
         return None;
     }
+    let acknowledges = segment.flags & tcp_flag::ACK != 0;
     let class = traffic_class(datagram, slot.get(ip.clone())?.get(..datagram.total_len)?);
     let header_len = match datagram.family {
         Family::V4 => IPV4_HEADER,
@@ -145,8 +142,16 @@ pub fn reset(
     Some(range)
 }
 
-/// Whether an ICMP error may answer this packet.
-fn may_be_answered_by_error(datagram: &Datagram, packet: &[u8]) -> bool {
+/// Whether a reset may answer this segment.
+pub fn may_be_reset(datagram: &Datagram, segment: &TcpSegment) -> bool {
+    let acknowledges = segment.flags & tcp_flag::ACK != 0;
+    segment.flags & tcp_flag::RST == 0
+        && is_single_host(&datagram.source)
+        && (datagram.fragment.is_none() || acknowledges)
+}
+
+/// Whether an ICMP error may answer this packet, whose bytes are all there.
+pub fn may_be_answered_by_error(datagram: &Datagram, packet: &[u8]) -> bool {
     if !is_single_host(&datagram.source) || !is_single_host(&datagram.destination) {
         return false;
     }

@@ -71,6 +71,10 @@ impl State {
         }
         // Clients that persistence keeps at a real server come back to it when it does.
         reals.extend(self.persistence.entries().map(|entry| entry.real));
+        // What was learned of a path must not be taken for that of the next one with its id.
+        let now = super::now();
+        self.path_mtus.retain(|_, (_, until)| *until > now);
+        reals.extend(self.path_mtus.keys());
         self.world.reals.retain(|id, _| reals.contains(&id));
         self.world.vips.retain(|id, _| vips.contains(&id));
     }

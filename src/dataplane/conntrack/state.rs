@@ -182,8 +182,9 @@ pub enum Observed {
 const SEQUENCE_WINDOW: u32 = 1 << 20;
 /// Segments that establish a flow: a handshake's two and one with data.
 const PROOF_SEGMENTS: u8 = 3;
-/// Time over which they must come: a spoofed burst is shorter.
-const PROOF_SPAN: Ticks = Ticks(16);
+/// Time over which they must come: a spoofed burst is shorter. One tick more than a second, because
+/// both ends are rounded down.
+const PROOF_SPAN: Ticks = Ticks(17);
 
 /// The part of a flow that changes with its packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -401,9 +402,10 @@ impl Progress {
     fn limit(&self, timeouts: &Timeouts, udp: bool) -> Ticks {
         match self.class {
             Class::HalfOpen => timeouts.half_open,
-            Class::Unproven if !udp && self.segments >= PROOF_SEGMENTS => timeouts.established,
+            // A client of datagrams may well be silent for minutes. What is unproven can be evicted.
+            Class::Unproven | Class::Established if udp => timeouts.udp,
+            Class::Unproven if self.segments >= PROOF_SEGMENTS => timeouts.established,
             Class::Unproven => timeouts.unproven,
-            Class::Established if udp => timeouts.udp,
             Class::Established => timeouts.established,
             Class::ClosingFin => timeouts.fin,
             Class::ClosingRst => timeouts.rst,
@@ -596,10 +598,27 @@ mod tests {
             }
             (progress.class, progress.idle_limit)
         };
-        assert_eq!(see(&[]), (Class::Unproven, timeouts.unproven));
-        assert_eq!(see(&[1, 2, 3]), (Class::Unproven, timeouts.unproven));
-        assert_eq!(see(&[2000]), (Class::Unproven, timeouts.unproven));
-        assert_eq!(see(&[1, 1000]), (Class::Established, timeouts.udp));
+        assert_eq!(see(&[]), (Class::Unproven, timeouts.udp));
+        assert_eq!(see(&[1, 2, 3]), (Class::Unproven, timeouts.udp));
+        assert_eq!(see(&[2000]), (Class::Unproven, timeouts.udp));
+        assert_eq!(see(&[1, 1100]), (Class::Established, timeouts.udp));
+    }
+
+    #[test]
+    fn no_flow_is_established_in_less_than_a_second() {
+        let timeouts = Timeouts::default();
+        for begin in 0..70 {
+            let at = |milliseconds: u64| Time((begin + milliseconds) * SECOND / 1000);
+            let class_after = |milliseconds| {
+                let mut progress = Progress::begin(at(0), &timeouts, &Observation::Datagram);
+                for milliseconds in [1, 2, milliseconds] {
+                    let _ = progress.observe(at(milliseconds), &timeouts, &Observation::Datagram);
+                }
+                progress.class
+            };
+            assert_eq!(class_after(999), Class::Unproven, "begun at {begin} ms");
+            assert_eq!(class_after(1125), Class::Established, "begun at {begin} ms");
+        }
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn establish(table: &mut FlowTable<Arc<[Slot]>>, now: Time, number: u32) -> Resu
     let timeouts = Timeouts::default();
     let flow = table.insert(now, &new_flow(number), &timeouts, &syn())?.flow;
     let _ = table.observe(flow, now, &timeouts, &ack());
-    let later = now + Duration::from_secs(1);
+    let later = now + Duration::from_millis(1100);
     let moved = table.observe(flow, later, &timeouts, &ack());
     assert_eq!(moved, Observed::Moved { from: Class::Unproven, to: Class::Established });
     Ok(())

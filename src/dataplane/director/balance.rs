@@ -109,12 +109,21 @@ const fn was_sent(sequence_end: u32, sequence: u32) -> bool {
     sequence_end.wrapping_sub(sequence) <= IN_FLIGHT_BOUND
 }
 
+/// What placed a flow without an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PlacedBy {
+    /// Its service's scheduler.
+    Scheduler,
+    /// Its client's persistence.
+    Persistence,
+    /// It was met in its middle, and given to the one candidate it can belong to.
+    Guess,
+}
+
 /// Who gets a flow without an entry.
 enum Choice {
-    /// A real server was chosen for a new flow.
-    New { destination: DestinationId, by_persistence: bool },
-    /// A flow met in its middle, given to the one candidate it can belong to.
-    Guessed { destination: DestinationId },
+    /// A real server.
+    To { destination: DestinationId, by: PlacedBy },
     /// Nobody.
     Nobody(DropReason),
     /// Nobody, and the client should know.
@@ -193,19 +202,14 @@ impl<S: AsRef<[Slot]>> Director<S> {
             protocol: key.protocol,
         };
         match self.choose(context, service, incoming, &tuple) {
-            Choice::New { destination, by_persistence } => {
-                let worker = &self.parts.counters.worker;
-                if by_persistence { &worker.persisted } else { &worker.scheduled }.add(1);
-                self.enter(context, service, incoming, destination, false)
-            }
-            Choice::Guessed { destination } => {
-                self.parts.counters.worker.rederived.add(1);
+            Choice::To { destination, by } => {
                 let reset = incoming.segment.is_some_and(|s| s.flags & tcp_flag::RST != 0);
                 if reset {
                     // It ends what nobody here tracks: delivered, but not entered.
+                    self.count_placed(by);
                     return Ok(destination);
                 }
-                self.enter(context, service, incoming, destination, true)
+                self.enter(context, service, incoming, destination, by)
             }
             Choice::Nobody(reason) => Err(Refusal::Drop(reason)),
             Choice::Reset => Err(Refusal::Reset),
@@ -236,25 +240,20 @@ impl<S: AsRef<[Slot]>> Director<S> {
             })
         });
         let key = || service.placement_key(&context.snapshot.hash_key, tuple);
-        let destination_at = |position: usize| service.destinations.get(position).copied();
+        let to = |position: Option<usize>, by| {
+            position.and_then(|position| service.destinations.get(position)).map_or(
+                Choice::Nobody(DropReason::NoRealServer),
+                |destination| Choice::To { destination: *destination, by },
+            )
+        };
         match (persisted, begins) {
-            (Some(destination), true) => Choice::New { destination, by_persistence: true },
-            (Some(destination), false) => Choice::Guessed { destination },
-            (None, true) => service
-                .scheduler
-                .schedule(&key(), &service.members)
-                .and_then(destination_at)
-                .map_or(Choice::Nobody(DropReason::NoRealServer), |destination| Choice::New {
-                    destination,
-                    by_persistence: false,
-                }),
-            (None, false) if service.scheduler.is_hash() => service
-                .scheduler
-                .rederive(&key(), &service.members)
-                .and_then(destination_at)
-                .map_or(Choice::Nobody(DropReason::NoRealServer), |destination| Choice::Guessed {
-                    destination,
-                }),
+            (Some(destination), _) => Choice::To { destination, by: PlacedBy::Persistence },
+            (None, true) => {
+                to(service.scheduler.schedule(&key(), &service.members), PlacedBy::Scheduler)
+            }
+            (None, false) if service.scheduler.is_hash() => {
+                to(service.scheduler.rederive(&key(), &service.members), PlacedBy::Guess)
+            }
             (None, false) if context.snapshot.reset_unknown => Choice::Reset,
             (None, false) => Choice::Nobody(DropReason::NoFlow),
         }
@@ -267,15 +266,17 @@ impl<S: AsRef<[Slot]>> Director<S> {
         service: &Service,
         incoming: &Incoming,
         destination: DestinationId,
-        rederived: bool,
+        by: PlacedBy,
     ) -> Result<DestinationId, Refusal> {
         let Some(real) = context.snapshot.destination(destination).map(|d| d.real) else {
             return Err(Refusal::Drop(DropReason::NoEgress));
         };
+        let rederived = by == PlacedBy::Guess;
         let flow = NewFlow { key: incoming.key, real, destination, rederived };
         let observation = incoming.observation();
         match self.parts.flows.insert(context.now, &flow, &service.timeouts, &observation) {
             Ok(inserted) => {
+                self.count_placed(by);
                 if let Some(ended) = &inserted.ended {
                     count_ended(&self.parts.counters, ended);
                 }
@@ -291,6 +292,16 @@ impl<S: AsRef<[Slot]>> Director<S> {
             }
             Err(_) => Err(Refusal::Drop(DropReason::TableFull)),
         }
+    }
+
+    fn count_placed(&self, by: PlacedBy) {
+        let worker = &self.parts.counters.worker;
+        let counter = match by {
+            PlacedBy::Scheduler => &worker.scheduled,
+            PlacedBy::Persistence => &worker.persisted,
+            PlacedBy::Guess => &worker.rederived,
+        };
+        counter.add(1);
     }
 
     /// A flow moved to another class: gauges follow, persistence is written once it is established.
@@ -325,6 +336,10 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let Some(segment) = &incoming.segment else {
             return Verdict::Drop(DropReason::NoFlow);
         };
+        // What gets no answer must not use up those that others are due.
+        if !reply::may_be_reset(datagram, segment) {
+            return Verdict::Drop(DropReason::NoFlow);
+        }
         if !self.parts.emit_limits.allow(context.now, Emission::Reset, &datagram.source) {
             return Verdict::Drop(DropReason::EmitRateLimited);
         }

@@ -64,6 +64,10 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let Some(real) = snapshot.real(destination.real) else {
             return Verdict::Drop(DropReason::NoEgress);
         };
+        if real.link == Link::None {
+            // Before anything is said of its path: a route that is gone has no MTU.
+            return Verdict::Drop(DropReason::NoEgress);
+        }
         let overhead = real.template.overhead();
         let mtu = self.parts.path_mtus.mtu(context.now, destination.real, real.link_mtu);
         // An expired hop limit is answered before a packet too big: routers look at it first.
@@ -141,7 +145,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let identification = if dont_fragment {
             path_mtu::cookie(&slot[ip.clone()], real.cookie_secrets[0])
         } else {
-            self.parts.path_mtus.next_identification(destination.real)
+            low_half(self.parts.path_mtus.next_identification(destination.real))
         };
         let outer = OuterFields { dont_fragment, identification, flow_label: 0 };
         let start = real
@@ -164,7 +168,11 @@ impl<S: AsRef<[Slot]>> Director<S> {
         ip: Range<usize>,
     ) -> Result<(), DropReason> {
         let identification = self.parts.path_mtus.next_identification(real_id);
-        let outer = OuterFields { dont_fragment: false, identification, flow_label: 0 };
+        let outer = OuterFields {
+            dont_fragment: false,
+            identification: low_half(identification),
+            flow_label: 0,
+        };
         let start = real
             .template
             .encapsulate(slot, ip.clone(), outer)
@@ -179,7 +187,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
                 .get_mut(HEADROOM..)
                 .ok_or(DropReason::NoScratch)
                 .and_then(|room| {
-                    fragment::fragment_into(outer_packet, piece, room, u32::from(identification))
+                    fragment::fragment_into(outer_packet, piece, room, identification)
                         .map_err(|_| DropReason::NoScratch)
                 })
                 .and_then(|length| {
@@ -218,6 +226,12 @@ fn link_header(
         // Both are met before there is an outer header.
         Link::Protected { .. } | Link::None => Err(DropReason::NoEgress),
     }
+}
+
+/// What IPv4 has room for.
+#[expect(clippy::cast_possible_truncation, reason = "that is what it is for")]
+const fn low_half(identification: u32) -> u16 {
+    identification as u16
 }
 
 const fn encapsulation_drop(error: &EncapError) -> DropReason {

@@ -17,7 +17,7 @@ use super::{
     fragments::Fragments,
     neighbour,
     packet::{self, Datagram, protocol},
-    path_mtu::{OuterError, PathMtus},
+    path_mtu::{OuterError, OuterNotice, PathMtus},
     persistence::PersistenceIndex,
     rate_limit::{Emission, RateLimiter},
     reply,
@@ -302,7 +302,17 @@ impl<S: AsRef<[Slot]>> Director<S> {
                 self.event(context, Event::PathMtu { real, mtu });
                 Verdict::Pass
             }
-            OuterError::NotOurs | OuterError::Counted { .. } => Verdict::Pass,
+            OuterError::Counted { kind, .. } => {
+                let worker = &counters.worker;
+                match kind {
+                    OuterNotice::NoNews => {}
+                    OuterNotice::Unreachable(_) => worker.tunnel_unreachable.add(1),
+                    OuterNotice::TimeExceeded => worker.tunnel_time_exceeded.add(1),
+                    OuterNotice::ParameterProblem => worker.tunnel_parameter_problem.add(1),
+                }
+                Verdict::Pass
+            }
+            OuterError::NotOurs => Verdict::Pass,
             OuterError::Forged => Verdict::Drop(DropReason::ForgedError),
             OuterError::Ignored => Verdict::Drop(DropReason::ErrorIgnored),
             OuterError::Malformed(reason) => Verdict::Drop(reason),
@@ -325,6 +335,10 @@ impl<S: AsRef<[Slot]>> Director<S> {
         kind: reply::ErrorReply,
         otherwise: DropReason,
     ) -> Verdict {
+        // What gets no answer must not use up those that others are due.
+        if !reply::may_be_answered_by_error(datagram, received.packet()) {
+            return Verdict::Drop(otherwise);
+        }
         if !self.parts.emit_limits.allow(context.now, Emission::IcmpError, &datagram.source) {
             return Verdict::Drop(DropReason::EmitRateLimited);
         }
