@@ -266,6 +266,37 @@ fn an_error_of_the_clients_path_goes_to_the_flows_owner() {
     assert_ledger(&world);
 }
 
+/// While the table is full of established flows, others are forwarded by hash; errors about them
+/// find the same way.
+#[test]
+fn an_error_about_an_untracked_flow_goes_where_its_packets_go() {
+    for scheduler in [SchedulerKind::Maglev, SchedulerKind::Wrr] {
+        let mut world = World::new(snapshot(vec![ServiceSpec::orders(scheduler)]), 4);
+        for offset in 0..4 {
+            for port in 1..=4 {
+                let client = format!("192.0.2.99:{port}");
+                let segment = Tcp::data(&client, VIP, offset, b"x");
+                let begin = Tcp::syn(&client, VIP);
+                world.receive(&if offset == 0 { begin.frame() } else { segment.frame() });
+            }
+            world.advance(Duration::from_millis(600));
+        }
+        let (client, vip) = frames::ends(CLIENT, VIP);
+        let mut quoted = Vec::new();
+        let reply = frames::ip(vip.ip(), client.ip(), 60, true).tcp(5432, client.port(), 9, 1000);
+        reply.write(&mut quoted, &[]).unwrap();
+        let error =
+            frames::destination_unreachable("203.0.113.1", "198.51.100.10", &quoted[14..42]);
+        let owner = real_of(&mut world, &Tcp::data(CLIENT, VIP, 0, b"x").frame());
+        assert_eq!(owner.is_some(), scheduler == SchedulerKind::Maglev);
+        assert_eq!(world.counters.worker.untracked.get(), u64::from(owner.is_some()));
+        let outcome = world.receive(&error);
+        let reached = outcome.outputs.first().map(|output| unwrap_ipip(&output.bytes).0);
+        assert_eq!(reached, owner);
+        assert_ledger(&world);
+    }
+}
+
 #[test]
 fn sends_that_fail_are_counted_as_drops() {
     for (result, reason) in [

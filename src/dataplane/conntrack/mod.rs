@@ -301,6 +301,12 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
         }
     }
 
+    /// Whether a new flow finds a place, if need be that of one that is not established.
+    pub fn has_room(&self) -> bool {
+        let lists = EVICTION_ORDER.iter().chain([&List::Free]);
+        lists.copied().any(|list| self.ages.oldest(list as usize).is_some())
+    }
+
     /// Enters a flow that begins with `observation`. A flow with the same key is replaced. When
     /// there is no room, the oldest half-open flow goes, else the oldest unproven, else the oldest
     /// that is closing.

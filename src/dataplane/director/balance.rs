@@ -216,6 +216,33 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
     }
 
+    /// Who has a flow: the table says, or, while it has no room and flows go untracked, the hash.
+    pub(super) fn owner<O: Outlet>(
+        &self,
+        context: &Context<'_, O>,
+        key: &FlowKey,
+    ) -> Option<DestinationId> {
+        let flows = &self.parts.flows;
+        if let Some(flow) = flows.lookup(context.now, key) {
+            return Some(flows.destination(flow));
+        }
+        let services = &context.snapshot.services;
+        let service = services.find(key.vip, key.protocol, key.vip_port)?;
+        if flows.has_room() || !service.scheduler.is_hash() {
+            return None;
+        }
+        let tuple = FlowTuple {
+            client: packet::ip_addr(&key.client),
+            client_port: key.client_port,
+            vip: service.address,
+            vip_port: key.vip_port,
+            protocol: key.protocol,
+        };
+        let key = service.placement_key(&context.snapshot.hash_key, &tuple);
+        let position = service.scheduler.rederive(&key, &service.members)?;
+        service.destinations.get(position).copied()
+    }
+
     fn choose<O: Outlet>(
         &self,
         context: &Context<'_, O>,

@@ -58,13 +58,11 @@ impl<S: AsRef<[Slot]>> Director<S> {
         if error.quote.source != datagram.destination {
             return Verdict::Drop(DropReason::IcmpNoFlow);
         }
-        let flows = &self.parts.flows;
         let owner = balance::reply_key(context.snapshot, &error.quote, quoted)
-            .and_then(|key| flows.lookup(context.now, &key));
-        let Some(flow) = owner else {
+            .and_then(|key| self.owner(context, &key));
+        let Some(destination) = owner else {
             return Verdict::Drop(DropReason::IcmpNoFlow);
         };
-        let destination = flows.destination(flow);
         self.parts.counters.worker.icmp_forwarded.add(1);
         self.forward(context, datagram, received, destination)
     }
