@@ -29,12 +29,35 @@ pub struct Answer {
 ///
 /// # Errors
 /// When the device has no address of that version.
-#[allow(clippy::disallowed_methods, reason = "the time of answers is what tests want to know")]
 pub fn resolve(
     host: &Namespace,
     device: &str,
     target: IpAddr,
     window: Duration,
+) -> Result<Vec<Answer>> {
+    ask(host, device, target, window, usize::MAX)
+}
+
+/// Asks once for `target` and returns the first answer, if there is one within `limit`.
+///
+/// # Errors
+/// As [`resolve`].
+pub fn first_answer(
+    host: &Namespace,
+    device: &str,
+    target: IpAddr,
+    limit: Duration,
+) -> Result<Option<Answer>> {
+    Ok(ask(host, device, target, limit, 1)?.pop())
+}
+
+#[allow(clippy::disallowed_methods, reason = "the time of answers is what tests want to know")]
+fn ask(
+    host: &Namespace,
+    device: &str,
+    target: IpAddr,
+    window: Duration,
+    enough: usize,
 ) -> Result<Vec<Answer>> {
     let what = || format!("ask {device} of {} for {target}", host.label());
     let (mac, source) = own(host, device, target.is_ipv6())?;
@@ -48,7 +71,9 @@ pub fn resolve(
     socket.send(&question).context(what)?;
     let mut answers = Vec::new();
     let mut buffer = vec![0; 2048];
-    while let Some(left) = window.checked_sub(asked.elapsed()).filter(|left| !left.is_zero()) {
+    while let Some(left) = window.checked_sub(asked.elapsed()).filter(|left| !left.is_zero())
+        && answers.len() < enough
+    {
         socket.set_timeout(left.max(Duration::from_millis(1))).context(what)?;
         let Some(received) = socket.receive(&mut buffer).context(what)? else { continue };
         if received.outgoing {
