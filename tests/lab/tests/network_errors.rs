@@ -1,23 +1,30 @@
 //! ICMP errors: those about outer packets, which must prove themselves, and those of the clients'
 //! paths, which belong to one real server.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "what tests share is test code too")]
+#![allow(clippy::unwrap_used, reason = "what tests share is test code too")]
 
 mod network;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use adit_lab::packet::{IpPacket, Trouble, icmp_error};
 use adit_lab::topology::{CLIENT, CLIENT6, VIP, VIP6, vip, vip6};
 use adit_lab::{
-    Caller, Config, Director, Host, Lab, LabSpec, RawSender, RealServer, SERVE_PORT, Sniffer,
-    wait_for, wait_until,
+    Caller, Director, Engine, Host, Lab, LabSpec, RawSender, RealServer, SERVE_PORT, Sniffer,
+    report, wait_for, wait_until,
 };
-use network::{
-    SOON, dropped, header_len, path_mtu, real, services, wait_dropped, with_identification,
-};
+use network::{SOON, dropped, header_len, path_mtu, real, wait_dropped, with_identification};
+
+adit_lab::by_each_engine! {
+    a_narrow_hop_is_told_to_the_client_and_uploads_complete
+    forged_errors_about_outer_packets_are_ignored_and_counted
+    forged_errors_about_outer_ipv6_packets_are_ignored_and_counted
+    errors_of_a_clients_path_reach_the_owning_real_server_and_only_it
+    an_error_about_a_session_reaches_its_real_servers_tcp
+}
 
 /// One lab for all tests here. The hop into the first data centre takes 1400 bytes.
 static LAB: LazyLock<Mutex<Lab>> = LazyLock::new(|| {
@@ -29,7 +36,7 @@ static LAB: LazyLock<Mutex<Lab>> = LazyLock::new(|| {
         ..LabSpec::default()
     };
     let lab = Lab::build(spec).expect("the lab comes up");
-    println!("real servers: {}", lab.real_kind());
+    report(&format!("real servers: {}", lab.real_kind()));
     Mutex::new(lab)
 });
 
@@ -44,9 +51,14 @@ fn lab() -> MutexGuard<'static, Lab> {
     lab
 }
 
-fn start(lab: &Lab, reals: &[RealServer]) -> Director {
-    let config = services(reals).into_iter().fold(Config::new(), Config::service);
-    Director::start(lab.director(), &config).expect("the director starts")
+fn start(lab: &Lab, engine: Engine, reals: &[RealServer]) -> Director {
+    network::start(lab, engine, &network::config(engine, reals))
+}
+
+/// A port of the client that no session has had yet: closed ones are remembered for a while.
+fn fresh_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(41_000);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Source addresses of forged messages: the routers that would send them.
@@ -58,13 +70,9 @@ fn router(dc: u8, ipv6: bool) -> IpAddr {
     }
 }
 
-#[test]
-fn a_narrow_hop_is_told_to_the_client_and_uploads_complete() {
-    if !network::can_run() {
-        return;
-    }
+fn a_narrow_hop_is_told_to_the_client_and_uploads_complete(engine: Engine) {
     let lab = lab();
-    let director = start(&lab, &lab.reals[..1]);
+    let director = start(&lab, engine, &lab.reals[..1]);
     for (ipv6, to, first, fits) in
         [(false, vip(SERVE_PORT), 1480, 1380), (true, vip6(SERVE_PORT), 1460, 1360)]
     {
@@ -152,31 +160,25 @@ fn talk(stream: &mut TcpStream) {
     assert_eq!(&heard, said);
 }
 
-#[test]
-fn forged_errors_about_outer_packets_are_ignored_and_counted() {
-    if !network::can_run() {
-        return;
-    }
+fn forged_errors_about_outer_packets_are_ignored_and_counted(engine: Engine) {
     let lab = lab();
     // dc2, whose path is as wide as it says.
-    let director = start(&lab, &lab.reals[1..]);
+    let mut director = start(&lab, engine, &lab.reals[1..]);
     let address = lab.reals[1].address(false);
-    let mut live = Live::open(&lab, 1, vip(SERVE_PORT), "10.1.0.10:41000".parse().unwrap());
+    let source = SocketAddr::new(CLIENT, fresh_port());
+    let mut live = Live::open(&lab, 1, vip(SERVE_PORT), source);
     let sender = RawSender::new(&lab.dc_routers[1]).unwrap();
     let (from, to) = (router(1, false), live.outer.source);
     let claim = |mtu, quote: &[u8]| {
         sender.send(&icmp_error(from, to, Trouble::TooBig(mtu), quote)).unwrap();
     };
-    let forged = || dropped(&director, "forged_error");
-    let before = forged();
-
     // Right addresses, a live tuple, and one thing wrong.
     claim(1300, &live.with_wrong_cookie());
-    wait_dropped(&director, "forged_error", before + 1);
+    wait_dropped(&director, "forged_error", 1);
     claim(1300, &live.with_wrong_sequence());
-    wait_dropped(&director, "forged_error", before + 2);
+    wait_dropped(&director, "forged_error", 2);
     claim(1300, &live.with_unknown_flow());
-    wait_dropped(&director, "forged_error", before + 3);
+    wait_dropped(&director, "forged_error", 3);
     assert_eq!(path_mtu(&director, address), 1500);
 
     // The same with nothing wrong is believed, and so is what an old router would quote.
@@ -185,33 +187,34 @@ fn forged_errors_about_outer_packets_are_ignored_and_counted() {
     let short = 20 + 8;
     claim(1396, &live.outer.bytes[..short]);
     wait_path_mtu(&director, address, 1396);
-    assert_eq!((forged(), dropped(&director, "error_ignored")), (before + 3, 0));
+    assert_eq!(dropped(&director, "forged_error"), 3);
+    assert_eq!(dropped(&director, "error_ignored"), 0);
 
-    // One of sixteen wrong cookies was there already. After them short quotes are not looked at,
-    // right or wrong; those that quote the flow are.
+    // After sixteen wrong cookies short quotes are not looked at for the rest of a minute, right or
+    // wrong; those that quote the flow are. A director that starts has the whole minute before it.
+    director.kill().unwrap();
+    director.start_again().unwrap();
+    let before = path_mtu(&director, address);
     let wrong = live.with_wrong_cookie();
     for _ in 0..40 {
         claim(1300, &wrong[..short]);
     }
-    wait_dropped(&director, "error_ignored", 25);
-    assert_eq!(forged(), before + 18);
+    wait_dropped(&director, "error_ignored", 40 - 16);
+    assert_eq!(dropped(&director, "forged_error"), 16);
     claim(1300, &live.outer.bytes[..short]);
-    wait_dropped(&director, "error_ignored", 26);
-    assert_eq!(path_mtu(&director, address), 1396);
+    wait_dropped(&director, "error_ignored", 40 - 16 + 1);
+    assert_eq!(path_mtu(&director, address), before);
     claim(1390, &live.outer.bytes);
     wait_path_mtu(&director, address, 1390);
     talk(&mut live.stream);
 }
 
-#[test]
-fn forged_errors_about_outer_ipv6_packets_are_ignored_and_counted() {
-    if !network::can_run() {
-        return;
-    }
+fn forged_errors_about_outer_ipv6_packets_are_ignored_and_counted(engine: Engine) {
     let lab = lab();
-    let director = start(&lab, &lab.reals[1..]);
+    let director = start(&lab, engine, &lab.reals[1..]);
     let address = lab.reals[1].address(true);
-    let mut live = Live::open(&lab, 1, vip6(SERVE_PORT), "[fd00:1::10]:41001".parse().unwrap());
+    let source = SocketAddr::new(CLIENT6, fresh_port());
+    let mut live = Live::open(&lab, 1, vip6(SERVE_PORT), source);
     let sender = RawSender::new(&lab.dc_routers[1]).unwrap();
     let (from, to) = (router(1, true), live.outer.source);
     let claim = |mtu, quote: &[u8]| {
@@ -265,13 +268,9 @@ fn learned(server: &RealServer, client: IpAddr) -> Option<u64> {
     routes[0]["metrics"].as_array()?.iter().find_map(|metric| metric["mtu"].as_u64())
 }
 
-#[test]
-fn errors_of_a_clients_path_reach_the_owning_real_server_and_only_it() {
-    if !network::can_run() {
-        return;
-    }
+fn errors_of_a_clients_path_reach_the_owning_real_server_and_only_it(engine: Engine) {
     let lab = lab();
-    let director = start(&lab, &lab.reals);
+    let director = start(&lab, engine, &lab.reals);
     let wires = [0, 1].map(|dc| {
         Sniffer::start(&lab.dc_routers[dc], "director", |frame| {
             let inner = frame.ip().and_then(|ip| ip.inner());
@@ -333,14 +332,10 @@ fn errors_of_a_clients_path_reach_the_owning_real_server_and_only_it() {
     }
 }
 
-#[test]
-fn an_error_about_a_session_reaches_its_real_servers_tcp() {
-    if !network::can_run() {
-        return;
-    }
+fn an_error_about_a_session_reaches_its_real_servers_tcp(engine: Engine) {
     let lab = lab();
-    let director = start(&lab, &lab.reals[..1]);
-    let (to, source) = (vip(SERVE_PORT), "10.1.0.10:43000".parse().unwrap());
+    let director = start(&lab, engine, &lab.reals[..1]);
+    let (to, source) = (vip(SERVE_PORT), SocketAddr::new(CLIENT, fresh_port()));
     let answers = Sniffer::start(&lab.client, "eth0", |frame| !frame.outgoing).unwrap();
     let mut stream = Caller::new(&lab.client, to).from(source).echo().unwrap();
     talk(&mut stream);

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use adit_lab::io::packet::PacketSocket;
 use adit_lab::neighbour::{Answer, Mac, own, resolve};
+use adit_lab::report;
+use adit_lab::skip::has_root;
 use adit_lab::topology::{CLIENT_DEVICE, TAP, VIP, VIP6};
 use adit_lab::{Caller, Config, Director, Lab, LabSpec, Namespace, SERVE_PORT, wait_for};
 use junk::Junk;
@@ -28,13 +30,13 @@ fn ask(lab: &Lab, vip: IpAddr) -> Vec<Answer> {
 
 #[test]
 fn a_million_senseless_frames_change_nothing_for_an_open_session() {
-    if !network::can_run() {
+    if !has_root() {
         return;
     }
     const ROUNDS: u32 = 20;
     let spec = LabSpec { reals: [1, 1], postgres: false, ..LabSpec::default() };
     let lab = Lab::build(spec).unwrap();
-    println!("real servers: {}", lab.real_kind());
+    report(&format!("real servers: {}", lab.real_kind()));
     let config = services(&lab.reals).into_iter().fold(Config::new(), Config::service);
     let config = config.set("tap_queue_length", "65536");
     let mut director = Director::start(lab.director(), &config).unwrap();
@@ -66,7 +68,8 @@ fn a_million_senseless_frames_change_nothing_for_an_open_session() {
     let after = settled(&director);
     let received = count(&after, "received") - count(&before, "received");
     let drops = director.adit(&["drops"]).unwrap().text;
-    println!("{received} frames reached the worker:\n{drops}");
+    report(&format!("{received} frames reached the worker"));
+    println!("{drops}");
     assert_eq!(after["ledger_balances"], true, "{after}");
     // Nearly all do, unless the computer is so busy that the worker hardly runs.
     assert!(received > 100_000, "{received} frames came in");

@@ -9,6 +9,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 
+use adit_lab::skip::has_root;
 use adit_lab::topology::{CLIENT_DEVICE, TAP, VIP, vip};
 use adit_lab::{
     Config, Director, Host, Lab, LabSpec, Namespace, SERVE_PORT, Service, binaries, wait_until,
@@ -89,7 +90,7 @@ fn assert_says(log: &str, words: &[&str]) {
 
 #[test]
 fn without_privileges_it_says_which_are_missing() {
-    if !network::can_run() {
+    if !has_root() {
         return;
     }
     let host = host("weak");
@@ -107,7 +108,7 @@ fn without_privileges_it_says_which_are_missing() {
 
 #[test]
 fn without_the_tun_device_it_says_how_to_get_it() {
-    if !network::can_run() {
+    if !has_root() {
         return;
     }
     let host = host("notun");
@@ -117,7 +118,7 @@ fn without_the_tun_device_it_says_how_to_get_it() {
 
 #[test]
 fn without_room_for_the_flow_table_it_does_not_start() {
-    if !network::can_run() {
+    if !has_root() {
         return;
     }
     let host = host("full");
@@ -132,7 +133,7 @@ fn without_room_for_the_flow_table_it_does_not_start() {
 
 #[test]
 fn a_state_directory_has_one_director() {
-    if !network::can_run() {
+    if !has_root() {
         return;
     }
     let (first, second) = (host("first"), host("second"));
@@ -152,7 +153,7 @@ fn a_state_directory_has_one_director() {
 
 #[test]
 fn a_state_file_of_garbage_is_named_and_replaced() {
-    if !network::can_run() {
+    if !has_root() {
         return;
     }
     let host = host("garbage");

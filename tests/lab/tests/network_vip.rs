@@ -1,7 +1,7 @@
 //! The VIP as its neighbours and clients see it: who answers for it, how fast and how often, and what
 //! becomes of fragments and echo requests.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "what tests share is test code too")]
+#![allow(clippy::unwrap_used, reason = "what tests share is test code too")]
 
 mod network;
 
@@ -10,21 +10,28 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use adit_lab::neighbour::{Answer, own, resolve};
+use adit_lab::neighbour::{Answer, first_answer, own, resolve};
 use adit_lab::packet::{IpPacket, datagram, echo_request, fragments};
 use adit_lab::serve::Pattern;
 use adit_lab::topology::{CLIENT, CLIENT_DEVICE, CLIENT6, VIP, VIP6};
 use adit_lab::{
-    Caller, Config, Director, Lab, LabSpec, RawSender, SERVE_PORT, Sniffer, wait_until,
+    Caller, Director, Engine, Lab, LabSpec, RawSender, SERVE_PORT, Sniffer, report, wait_for,
+    wait_until,
 };
-use network::{SOON, count, dropped, services, settled, status, total, udp_socket};
+use network::{SOON, count, dropped, settled, status, total, udp_socket};
 use nix::sys::signal::Signal;
+
+adit_lab::by_each_engine! {
+    neighbours_are_answered_once_at_once_and_only_by_the_living
+    echo_is_answered_from_the_vip_within_limits
+    datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server
+}
 
 /// One lab for all tests here.
 static LAB: LazyLock<Mutex<Lab>> = LazyLock::new(|| {
     let spec = LabSpec { reals: [1, 1], postgres: false, ..LabSpec::default() };
     let lab = Lab::build(spec).expect("the lab comes up");
-    println!("real servers: {}", lab.real_kind());
+    report(&format!("real servers: {}", lab.real_kind()));
     Mutex::new(lab)
 });
 
@@ -33,12 +40,8 @@ fn lab() -> MutexGuard<'static, Lab> {
     LAB.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn config(lab: &Lab) -> Config {
-    services(&lab.reals).into_iter().fold(Config::new(), Config::service)
-}
-
-fn start(lab: &Lab) -> Director {
-    Director::start(lab.director(), &config(lab)).expect("the director starts")
+fn start(lab: &Lab, engine: Engine) -> Director {
+    network::start(lab, engine, &network::config(engine, &lab.reals))
 }
 
 /// How long an answer could come: the kernel's own proxy answers after up to `proxy_delay`, 0.8 s.
@@ -48,28 +51,40 @@ fn ask(lab: &Lab, vip: IpAddr) -> Vec<Answer> {
     resolve(&lab.r0, "edge", vip, WINDOW).unwrap()
 }
 
-#[test]
-fn neighbours_are_answered_once_at_once_and_only_by_the_living() {
-    if !network::can_run() {
-        return;
-    }
+/// Asks until there is an answer, since a question can be lost; none has two.
+fn ask_until_answered(lab: &Lab, vip: IpAddr) -> Answer {
+    wait_for(SOON, "an answer", || match &ask(lab, vip)[..] {
+        [] => None,
+        [answer] => Some(answer.clone()),
+        more => panic!("more than one answer for {vip}: {more:?}"),
+    })
+    .unwrap_or_else(|error| panic!("{error} for {vip}"))
+}
+
+fn time_of_answer(lab: &Lab, vip: IpAddr) -> Duration {
+    let answer = || first_answer(&lab.r0, "edge", vip, WINDOW).unwrap();
+    wait_for(SOON, "an answer", answer).unwrap_or_else(|error| panic!("{error} for {vip}")).after
+}
+
+fn neighbours_are_answered_once_at_once_and_only_by_the_living(engine: Engine) {
     let lab = lab();
     let (mac, _) = own(lab.director().namespace(), CLIENT_DEVICE, false).unwrap();
-    let mut director = start(&lab);
+    let mut director = start(&lab, engine);
     for vip in [VIP, VIP6] {
-        let mut times = Vec::new();
-        for _ in 0..5 {
-            let answers = ask(&lab, vip);
-            let [answer] = &answers[..] else { panic!("not one answer for {vip}: {answers:?}") };
+        for _ in 0..2 {
+            let answer = ask_until_answered(&lab, vip);
             assert_eq!((answer.mac, answer.overriding), (mac, true), "for {vip}");
-            times.push(answer.after);
         }
-        // A busy computer may be late once; the kernel's random delay would be late most times.
+        let mut times: Vec<_> = (0..10).map(|_| time_of_answer(&lab, vip)).collect();
         times.sort();
-        assert!(times[2] < Duration::from_millis(10), "answers for {vip} came after {times:?}");
+        // A busy computer is late now and then. The kernel's proxy, whose delay is random, would
+        // have six of ten answers that early in one test of fifty, for either VIP.
+        let (best, median) = (times[0], times[5]);
+        assert!(best < Duration::from_millis(50), "answers for {vip} came after {times:?}");
+        assert!(median < Duration::from_millis(200), "answers for {vip} came after {times:?}");
     }
     // The router's kernel may have asked too.
-    assert!(total(&director, "neighbour_answers") >= 10);
+    assert!(total(&director, "neighbour_answers") >= 24);
     // Nor for what is no VIP.
     let free: IpAddr = "10.2.0.77".parse().unwrap();
     assert_eq!(ask(&lab, free), []);
@@ -79,7 +94,7 @@ fn neighbours_are_answered_once_at_once_and_only_by_the_living() {
         assert_eq!(ask(&lab, vip), [], "a frozen director answered for {vip}");
     }
     director.signal(Signal::SIGCONT).unwrap();
-    wait_until(SOON, "the first answer after SIGCONT", || ask(&lab, VIP).len() == 1).unwrap();
+    ask_until_answered(&lab, VIP);
 
     director.kill().unwrap();
     for vip in [VIP, VIP6] {
@@ -87,7 +102,7 @@ fn neighbours_are_answered_once_at_once_and_only_by_the_living() {
     }
     director.start_again().unwrap();
     for vip in [VIP, VIP6] {
-        assert_eq!(ask(&lab, vip).len(), 1, "for {vip}");
+        ask_until_answered(&lab, vip);
     }
     assert!(director.terminate().unwrap().success());
     for vip in [VIP, VIP6] {
@@ -95,15 +110,11 @@ fn neighbours_are_answered_once_at_once_and_only_by_the_living() {
     }
 }
 
-#[test]
-fn echo_is_answered_from_the_vip_within_limits() {
-    if !network::can_run() {
-        return;
-    }
+fn echo_is_answered_from_the_vip_within_limits(engine: Engine) {
     let lab = lab();
     // Half of the standard, so that the test sees the configuration's limit.
-    let config = config(&lab).section("[limits]\nemitted_per_client = 50");
-    let director = Director::start(lab.director(), &config).unwrap();
+    let config = network::config(engine, &lab.reals).section("[limits]\nemitted_per_client = 50");
+    let director = network::start(&lab, engine, &config);
     let sender = RawSender::new(&lab.client).unwrap();
     for (vip, client, reply) in [(VIP, CLIENT, (0, 0)), (VIP6, CLIENT6, (129, 0))] {
         let answers = Sniffer::start(&lab.client, "eth0", move |frame| {
@@ -134,8 +145,8 @@ fn echo_is_answered_from_the_vip_within_limits() {
     let ping = echo_request(CLIENT, VIP, 8, &[]);
     for sent in 1..=10_000 {
         sender.send(&ping).unwrap();
-        // In bursts that the routers' queues hold.
-        if sent % 500 == 0 {
+        // In bursts that the routers' queues hold, by far.
+        if sent % 100 == 0 {
             let wanted = count(&before, "received") + sent;
             wait_until(SOON, "the director to receive", || total(&director, "received") >= wanted)
                 .unwrap();
@@ -148,12 +159,15 @@ fn echo_is_answered_from_the_vip_within_limits() {
     assert_eq!(answered + limited, 10_000);
     // Half of the standard burst of 50, and the rate; one for rounding.
     let most = 25.0 + 50.0 * seconds + 1.0;
-    println!("{answered} of 10000 answered within {seconds:.2} s, at most {most:.0}");
+    report(&format!("{answered} of 10000 answered within {seconds:.2} s, at most {most:.0}"));
     assert!(answered >= 25 && answered as f64 <= most, "{answered} answers, at most {most}");
     wait_until(SOON, "the answers", || answers.packets().len() as u64 >= answered).unwrap();
     assert_eq!(answers.packets().len() as u64, answered);
     assert_eq!(after["ledger_balances"], true, "{after}");
 }
+
+/// How long a datagram's answer is waited for before the datagram is sent again.
+const ANSWER: Duration = Duration::from_secs(10);
 
 #[allow(clippy::disallowed_methods, reason = "a rate needs the time")]
 fn now() -> Instant {
@@ -179,13 +193,9 @@ fn icmp_checksum_is_right(packet: &IpPacket) -> bool {
     (folded & 0xffff) + (folded >> 16) == 0xffff
 }
 
-#[test]
-fn datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server() {
-    if !network::can_run() {
-        return;
-    }
+fn datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server(engine: Engine) {
     let lab = lab();
-    let director = start(&lab);
+    let director = start(&lab, engine);
     let sender = RawSender::new(&lab.client).unwrap();
     let wires = [0, 1].map(|dc| {
         Sniffer::start(&lab.dc_routers[dc], "director", |frame| {
@@ -195,11 +205,16 @@ fn datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server() {
     });
     for (vip, client) in [(VIP, CLIENT), (VIP6, CLIENT6)] {
         let to = SocketAddr::new(vip, SERVE_PORT);
+        let before = forwarded_and_lost(&director);
         let mut servers = BTreeSet::new();
+        // They stay open: late answers shall find somebody.
+        let mut sockets = Vec::new();
+        let mut sent = 0;
         for number in 0..16u16 {
             wires.iter().for_each(Sniffer::clear);
             let source = SocketAddr::new(client, 44_000 + number);
             let socket = udp_socket(&lab.client, source);
+            socket.set_read_timeout(Some(ANSWER)).unwrap();
             let mut payload = vec![0; 8192];
             Pattern::new(number.into()).fill(&mut payload);
             // 1400 fits with an outer header; 1500 is the way out's own, and in IPv4 each
@@ -212,10 +227,14 @@ fn datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server() {
                 }
                 pieces
             };
-            // A guest that is short of time may lose one: what is held against us is order,
-            // content and place.
-            let answer = (0..3)
-                .find_map(|attempt| send(&sender, &socket, &pieces(100 + number + 1000 * attempt)));
+            // A guest that is short of time may lose one. The director may not: what was sent is
+            // compared with what it forwarded, over all attempts.
+            let answer = (0..3).find_map(|attempt| {
+                let pieces = pieces(100 + number + 1000 * attempt);
+                sent += pieces.len() as u64;
+                send(&sender, &socket, &pieces)
+            });
+            sockets.push(socket);
             let answer = answer.unwrap_or_else(|| {
                 let seen = wires.each_ref().map(Sniffer::frames);
                 let drops = director.adit(&["drops"]).unwrap().text;
@@ -230,6 +249,9 @@ fn datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server() {
             assert_eq!(seen.len(), 1, "pieces of one datagram went to {seen:?}");
         }
         assert_eq!(servers.len(), 2, "all datagrams went to {servers:?}");
+        settled(&director);
+        let (forwarded, lost) = forwarded_and_lost(&director);
+        assert_eq!((forwarded - before.0, lost - before.1), (sent, 0), "of {sent} fragments");
         // What the client's kernel fragments; in IPv6 it has to learn first what fits the tunnel.
         let caller = Caller::new(&lab.client, to);
         let first = caller.datagram(8192, 5);
@@ -244,6 +266,14 @@ fn datagrams_in_fragments_arrive_byte_exact_in_any_order_at_one_real_server() {
     assert_eq!(dropped(&director, "fragment_timeout") + dropped(&director, "fragment_overflow"), 0);
     assert_eq!(settled(&director)["ledger_balances"], true);
     assert_eq!(status(&director)["totals"]["held"], 0);
+}
+
+/// How many packets a director has forwarded, and how many fragments it has dropped, for whatever
+/// reason.
+fn forwarded_and_lost(director: &Director) -> (u64, u64) {
+    let lost =
+        director.drops().unwrap().into_iter().filter(|(reason, _)| reason.contains("fragment"));
+    (total(director, "forwarded"), lost.map(|(_, count)| count).sum())
 }
 
 /// Sends a datagram's pieces; gives what comes back for it.

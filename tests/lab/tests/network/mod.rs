@@ -7,14 +7,32 @@ use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use adit_lab::packet::IpPacket;
-use adit_lab::skip::skipped;
 use adit_lab::topology::{vip, vip6};
-use adit_lab::{Director, Namespace, RealServer, SERVE_PORT, Service, wait_for, wait_until};
+use adit_lab::{
+    Config, Director, Engine, Lab, Namespace, RealServer, SERVE_PORT, Service, wait_for, wait_until,
+};
 use etherparse::Ipv4Header;
 use serde_json::Value;
 
-/// Limit for things that take milliseconds on an idle computer.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// Limit for things that take milliseconds on an idle computer; others may keep it busy.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+
+/// A configuration for an engine, with [`services`].
+pub(crate) fn config<'a>(
+    engine: Engine,
+    reals: impl IntoIterator<Item = &'a RealServer> + Clone,
+) -> Config {
+    services(reals).into_iter().fold(engine.config(), Config::service)
+}
+
+/// Starts a director that knows nothing of the ones before, and sees that it reads as it was told to.
+pub(crate) fn start(lab: &Lab, engine: Engine, config: &Config) -> Director {
+    let host = lab.director();
+    host.run(&["rm", "-rf", &host.path("state")]).expect("no state is left");
+    let director = Director::start(lab.director(), config).expect("the director starts");
+    assert_eq!(status(&director)["engine"], engine.name());
+    director
+}
 
 /// The four byte services (TCP and UDP, IPv4 and IPv6) with these real servers.
 pub(crate) fn services<'a>(
@@ -26,25 +44,6 @@ pub(crate) fn services<'a>(
         Service::tcp("tcp6", vip6(SERVE_PORT)).reals(reals.clone()),
         Service::udp("udp6", vip6(SERVE_PORT)).reals(reals),
     ]
-}
-
-/// Whether tests can run here at all; says why not.
-pub(crate) fn can_run() -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
-        skipped("networks of hosts need root");
-    }
-    root
-}
-
-/// Whether there are guests with a kernel of their own here; says why not.
-pub(crate) fn has_guests() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|dir| dir.join("linux.uml").is_file());
-    if !found {
-        skipped("there is no User-Mode Linux here");
-    }
-    found
 }
 
 /// What `adit list` says of a real server, in the first service that has it.
