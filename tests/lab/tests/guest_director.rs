@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use adit_lab::ipsec::{Cover, protect};
 use adit_lab::packet::{ESP, IPIP, echo_request};
+use adit_lab::report;
+use adit_lab::skip::{has_guests, has_root};
 use adit_lab::topology::{CLIENT, DIRECTOR, VIP};
 use adit_lab::{Caller, Host, Kind, Lab, LabSpec, SERVE_PORT, Sniffer};
 
@@ -24,13 +26,17 @@ fn send_wrapped(host: &dyn Host, to: IpAddr, inner: &[u8]) {
 
 #[test]
 fn a_director_in_a_guest_reaches_real_servers_and_ipsec_hides_the_tunnel() {
+    if !has_root() || !has_guests() {
+        return;
+    }
     let spec =
         LabSpec { reals: [1, 0], postgres: false, director: Kind::Guest, ..LabSpec::default() };
     let lab = Lab::build(spec).unwrap();
     let director = lab.director();
     let release = director.sh("uname -r").unwrap();
-    println!("director on {release}real server: {}", lab.real_kind());
-    assert!(release.starts_with("6.1."), "{release}");
+    report(&format!("director on Linux {}; real server: {}", release.trim(), lab.real_kind()));
+    let here = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_ne!(release.trim(), here.trim(), "a kernel of its own");
     director.sh("test -c /dev/net/tun && test $(cat /proc/sys/net/ipv4/ip_forward) = 1").unwrap();
 
     let real = &lab.reals[0];

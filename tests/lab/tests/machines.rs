@@ -3,14 +3,15 @@
 use std::net::SocketAddr;
 
 use adit_lab::postgres::PORT;
+use adit_lab::report;
 use adit_lab::{Caller, Host, Kind, Lab, LabSpec, SERVE_PORT, Session};
 
 #[test]
 fn a_real_server_has_tunl0_a_vip_and_a_database() {
     let lab = Lab::build(LabSpec { reals: [1, 0], ..LabSpec::default() }).unwrap();
-    println!("real servers: {}", lab.real_kind());
+    report(&format!("real servers: {}", lab.real_kind()));
     let real = &lab.reals[0];
-    println!("boot {:?}, ready after {:?}", real.machine().boot_time(), real.ready_after());
+    report(&format!("boot {:?}, ready after {:?}", real.machine().boot_time(), real.ready_after()));
 
     let addresses = real.machine().sh("ip -br addr").unwrap();
     let on = |device: &str| addresses.lines().find(|line| line.starts_with(device)).unwrap();
@@ -43,7 +44,7 @@ fn a_machine_on_this_kernel_is_the_same_to_tests() {
     };
     let lab = Lab::build(spec).unwrap();
     let real = &lab.reals[0];
-    println!("boot {:?}, ready after {:?}", real.machine().boot_time(), real.ready_after());
+    report(&format!("boot {:?}, ready after {:?}", real.machine().boot_time(), real.ready_after()));
     assert_eq!(real.machine().kind(), Kind::Namespace);
     let to = SocketAddr::new(real.address(false), PORT);
     let session = Session::open(&lab.client, None, to).unwrap();
