@@ -1,6 +1,10 @@
-//! The director as a process on its host: how it ends, what it leaves there, what it refuses.
+//! The director as a process on its host: how it starts and ends, what it makes and leaves there, what
+//! it refuses.
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
-#![allow(clippy::print_stdout, reason = "the test runner shows it")]
+
+mod capture;
+mod reload;
+mod worker;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
@@ -8,15 +12,16 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use adit_lab::neighbour::own;
 use adit_lab::packet::syn;
-use adit_lab::topology::{CLIENT, TAP, VIP, VIP6, vip, vip6};
+use adit_lab::report;
+use adit_lab::topology::{CLIENT, CLIENT_DEVICE, TAP, VIP, VIP6, vip, vip6};
 use adit_lab::{
     Caller, Config, Director, Host, Lab, LabSpec, RawSender, SERVE_PORT, Service, Sniffer,
     wait_until,
 };
-use nix::sys::signal::Signal;
 
-const SOON: Duration = Duration::from_secs(15);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Packets of which each would come back many times if it went in circles.
 const PACKETS: u16 = 20;
@@ -25,7 +30,7 @@ const PACKETS: u16 = 20;
 static LAB: LazyLock<Mutex<Lab>> = LazyLock::new(|| {
     let spec = LabSpec { reals: [1, 1], postgres: false, ..LabSpec::default() };
     let lab = Lab::build(spec).unwrap();
-    println!("real servers: {}", lab.real_kind());
+    report(&format!("real servers: {}", lab.real_kind()));
     Mutex::new(lab)
 });
 
@@ -39,17 +44,21 @@ fn start(lab: &Lab, config: &Config) -> Director {
     Director::start(lab.director(), config).unwrap()
 }
 
-/// The lab, and the director's host without traces of directors before: those of other tests
-/// were killed.
+/// The lab, and the director's host without traces of directors before.
 fn clean_lab() -> MutexGuard<'static, Lab> {
     let lab = LAB.lock().unwrap_or_else(PoisonError::into_inner);
+    clean(&lab);
+    lab
+}
+
+/// Removes what directors that were killed have left on their host.
+fn clean(lab: &Lab) {
     let host = lab.director();
     host.run(&["rm", "-rf", &host.path("state")]).unwrap();
     wait_until(SOON, "the end of an earlier TAP", || !has_tap(host.as_ref())).unwrap();
     let script = "ip route flush proto 173; ip -6 route flush proto 173
         nft list tables | grep adit | while read -r _ table; do nft delete table $table; done";
     host.sh(script).unwrap();
-    lab
 }
 
 /// The kernel takes a TAP away when the last completion of its ring has ended, which may be a
@@ -103,53 +112,6 @@ fn sigterm_ends_it_and_nothing_of_it_stays_on_the_host() {
 }
 
 #[test]
-fn sighup_reloads_and_a_bad_file_is_refused_by_name() {
-    let lab = clean_lab();
-    let only =
-        |name: &str| Config::new().service(Service::tcp(name, vip(SERVE_PORT)).reals(&lab.reals));
-    let director = start(&lab, &only("first"));
-    let host = lab.director();
-    let hash = || director.status().unwrap()["config_hash"].clone();
-    let first = hash();
-
-    only("second").write(host.as_ref(), "adit.toml").unwrap();
-    director.signal(Signal::SIGHUP).unwrap();
-    wait_until(SOON, "SIGHUP to reload", || hash() != first).unwrap();
-    let second = hash();
-    let services = director.json(&["list"]).unwrap()["services"].clone();
-    assert_eq!(services[0]["name"], "second", "{services}");
-
-    // What is wrong, where, and that the old one stays; by command and by signal.
-    let bad = only("third").section("[timeouts]\ntcp_estabished = \"1h\"");
-    let said = director.reload(&bad).unwrap();
-    assert!(!said.success, "{}", said.text);
-    for word in ["tcp_estabished", "tcp_established", "adit.toml", "old configuration stays"] {
-        assert!(said.text.contains(word), "{word} is not in: {}", said.text);
-    }
-    director.signal(Signal::SIGHUP).unwrap();
-    wait_until(SOON, "a refusal in the log", || director.log().contains("reload refused")).unwrap();
-
-    // What only a restart can change is refused by name too.
-    let fixed = [
-        ("max_connections", "50_000"),
-        ("tap", "\"other0\""),
-        ("io", "\"poll\""),
-        ("interface", "\"eth1\""),
-    ];
-    for (key, value) in fixed {
-        let said = director.reload(&only("third").set(key, value)).unwrap();
-        assert!(!said.success && said.text.contains(key), "{key}: {}", said.text);
-    }
-    let said = director.reload(&only("third").set("workers", "2")).unwrap();
-    assert!(!said.success && said.text.contains("workers"), "{}", said.text);
-
-    assert_eq!(hash(), second);
-    let services = director.json(&["list"]).unwrap()["services"].clone();
-    assert_eq!(services[0]["name"], "second", "{services}");
-    Caller::new(&lab.client, vip(SERVE_PORT)).whoami().unwrap();
-}
-
-#[test]
 fn after_kill_9_nothing_loops_and_the_next_start_adopts() {
     let lab = clean_lab();
     let host = lab.director();
@@ -164,8 +126,8 @@ fn after_kill_9_nothing_loops_and_the_next_start_adopts() {
     assert!(left.contains(&VIP.to_string()) && left.contains(&VIP6.to_string()), "{left}");
 
     // Nobody answers for the VIP any more, but routers remember for a while who did.
-    let mac = host.sh("cat /sys/class/net/eth0/address").unwrap();
-    let mac = mac.trim();
+    let (mac, _) = own(host.namespace(), CLIENT_DEVICE, false).unwrap();
+    let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
     for address in [VIP, VIP6] {
         lab.r0.ip(&format!("neigh replace {address} lladdr {mac} dev edge")).unwrap();
     }
@@ -199,20 +161,4 @@ fn after_kill_9_nothing_loops_and_the_next_start_adopts() {
     let after = of_host(host.as_ref());
     let left: Vec<_> = after.symmetric_difference(&before).collect();
     assert!(left.is_empty(), "what the killed one left was not adopted: {left:#?}");
-}
-
-#[test]
-fn a_worker_that_dies_takes_the_daemon_down() {
-    let lab = clean_lab();
-    let director = start(&lab, &config(&lab));
-    Caller::new(&lab.client, vip(SERVE_PORT)).whoami().unwrap();
-    lab.director().sh(&format!("ip link del {TAP}")).unwrap();
-    let status = director.process().wait_exit(SOON).unwrap();
-    assert!(!status.success(), "{status}");
-    assert!(status.code().is_some(), "it was to end by itself, not by a signal: {status}");
-    let log = director.log();
-    let last = log.lines().last().unwrap_or_default();
-    for words in ["the worker ended", "the TAP cannot be read", "deleted"] {
-        assert!(last.contains(words), "the log's last line does not say what happened: {log}");
-    }
 }
