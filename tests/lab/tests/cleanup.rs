@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use adit_lab::neighbour::resolve;
-use adit_lab::{Namespace, Process, Run, wait_until};
+use adit_lab::{Namespace, Process, Run, binaries, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Namespaces, directory and processes of a run.
 fn remains(prefix: &str) -> Vec<String> {
@@ -76,6 +77,60 @@ fn a_lab_goes_when_its_process_is_ended_by_a_signal() {
         child.wait().unwrap();
         assert_gone(&prefix);
     }
+}
+
+/// Starts a director on a lab's host and waits until it serves.
+fn director_in(prefix: &str) -> Child {
+    let dir = format!("/tmp/adit-lab/{prefix}/director");
+    let socket = format!("{dir}/adit.sock");
+    let config = format!("{dir}/adit.toml");
+    let text = format!(
+        "[director]\ntap = \"adit0\"\ninterface = \"eth0\"\nmax_connections = 10_000\n\
+         state_dir = \"{dir}/state\"\nsocket = \"{socket}\"\n\
+         [[service]]\nname = \"bytes\"\nvip = \"198.51.100.10\"\nport = 7000\n\
+         [[service.real]]\naddress = \"10.20.0.11\"\n"
+    );
+    fs::create_dir(format!("{dir}/state")).unwrap();
+    fs::write(&config, text).unwrap();
+    let adit = binaries::adit().unwrap();
+    let log = fs::File::create(format!("{dir}/adit.log")).unwrap();
+    let mut director = Command::new("ip")
+        .args(["netns", "exec", &format!("{prefix}-director")])
+        .arg(&adit)
+        .args(["run", "--config", &config])
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    wait_until(SOON, "the director to serve", || {
+        assert_eq!(director.try_wait().unwrap(), None, "it ended");
+        let listed = Command::new(&adit).args(["list", "--socket", &socket]).output().unwrap();
+        listed.status.success()
+    })
+    .unwrap();
+    director
+}
+
+#[test]
+fn a_director_goes_with_the_lab_that_it_runs_in() {
+    let (mut child, prefix) = lab_in_another_process();
+    // Nobody's child but this test's: the lab does not know of it.
+    let mut director = director_in(&prefix);
+    assert!(
+        remains(&prefix).iter().any(|line| line.contains("adit run")),
+        "{:?}",
+        remains(&prefix)
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut ended = None;
+    wait_until(SOON, "the director's end", || {
+        ended = director.try_wait().unwrap();
+        ended.is_some()
+    })
+    .unwrap();
+    assert_eq!(ended.and_then(|status| status.signal()), Some(Signal::SIGKILL as i32));
+    assert_gone(&prefix);
 }
 
 #[test]
