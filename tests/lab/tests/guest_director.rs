@@ -10,7 +10,7 @@ use adit_lab::skip::{has_guests, has_root};
 use adit_lab::topology::{CLIENT, DIRECTOR, VIP};
 use adit_lab::{Caller, Host, Kind, Lab, LabSpec, SERVE_PORT, Sniffer};
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Has a machine's kernel wrap a packet and send it: a raw socket of protocol 4.
 fn send_wrapped(host: &dyn Host, to: IpAddr, inner: &[u8]) {

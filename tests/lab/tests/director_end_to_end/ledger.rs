@@ -24,7 +24,7 @@ const ON_THE_WAY: usize = 48;
 const STEP: usize = 16;
 const STRAY: usize = 300;
 const PINGS: usize = 50;
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Everything that the director counts, drops as `drop:REASON`.
 fn counters(director: &Director) -> BTreeMap<String, u64> {

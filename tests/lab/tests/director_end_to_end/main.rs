@@ -4,11 +4,13 @@
 
 mod ledger;
 mod membership;
+mod narrow;
 mod persistence;
 mod placement;
 mod restart;
 mod rig;
 mod transfers;
+mod versions;
 mod warnings;
 
 macro_rules! scenarios {
@@ -19,9 +21,11 @@ macro_rules! scenarios {
             })+)+
         }
         mod by_polling {
-            $($(#[test] fn $scenario() { crate::$subject::$scenario(&crate::rig::Rig::poll()); })+)+
+            $($(#[test] fn $scenario() {
+                crate::rig::Rig::poll().inspect(crate::$subject::$scenario);
+            })+)+
         }
-        mod by_polling_on_linux_6_1 {
+        mod by_polling_in_a_guest {
             $($(#[test] fn $scenario() {
                 crate::rig::Rig::poll_in_a_guest().inspect(crate::$subject::$scenario);
             })+)+
@@ -36,9 +40,11 @@ scenarios! {
     membership: a_server_joins_and_leaves_and_the_director_is_killed_under_sessions;
     restart: sessions_by_turns_outlive_a_killed_director;
     ledger: every_packet_of_a_burst_is_accounted_for;
+    versions: sessions_over_ipv6_reach_the_databases_in_ipv6;
+    narrow: a_hop_that_became_narrow_is_told_to_the_client_and_uploads_complete;
 }
 
 #[test]
-fn linux_6_1_without_inet_tables_is_warned_of() {
+fn a_kernel_without_inet_tables_is_warned_of() {
     rig::Rig::poll_in_a_guest().inspect(warnings::missing_tables_are_named);
 }

@@ -1,5 +1,6 @@
 //! Real servers that come and go, and a director that is killed, while sessions are open.
 
+use adit_lab::postgres::PORT;
 use adit_lab::{Config, Director, SERVE_PORT};
 use serde_json::Value;
 
@@ -9,6 +10,9 @@ const SESSIONS: u16 = 200;
 
 /// As many keys of open sessions, at least, are placed on the server that is added.
 const MOVED: usize = 20;
+
+/// And so many sessions with databases besides.
+const MOVED_DATABASES: usize = 5;
 
 /// Takes a configuration in force, or with `--dry-run` looks at what that would do.
 fn reload(director: &Director, config: &Config, option: &[&str]) -> Value {
@@ -35,17 +39,23 @@ pub(crate) fn a_server_joins_and_leaves_and_the_director_is_killed_under_session
         real.map(|real| real["state"].as_str().unwrap().to_owned())
     };
     // Ports of the client whose keys belong to the fourth server as soon as that is there.
-    let keys_of_the_spare = |candidates| -> Vec<_> {
-        let places = rig.placed(&four, &rig.sources(candidates), SERVE_PORT);
+    let keys_of_the_spare = |candidates: u16, port: u16| -> Vec<_> {
+        let places = rig.placed(&four, &rig.sources(candidates), port);
         places.into_iter().filter(|(_, name)| name == spare).map(|(source, _)| source).collect()
     };
-    let moving = keys_of_the_spare(140);
-    assert!(moving.len() >= MOVED, "{} of 140", moving.len());
+    let mut moving_databases = keys_of_the_spare(80, PORT);
+    assert!(moving_databases.len() >= MOVED_DATABASES, "{} of 80", moving_databases.len());
+    moving_databases.truncate(MOVED_DATABASES);
+    let moving = keys_of_the_spare(200, SERVE_PORT);
+    assert!(moving.len() >= MOVED, "{} of 200", moving.len());
 
     let mut director = rig.start(&three);
-    let others = rig.sources(SESSIONS - u16::try_from(moving.len()).unwrap());
+    let all_moving = u16::try_from(moving_databases.len() + moving.len()).unwrap();
+    let others = rig.sources(SESSIONS - all_moving);
     let mut sessions = rig.open(&others, rig.databases);
+    sessions.extend(rig.open(&moving_databases, MOVED_DATABASES));
     sessions.extend(rig.open(&moving, 0));
+    assert_eq!(sessions.len(), usize::from(SESSIONS));
     assert!(sessions.iter().all(|session| session.server() != spare));
 
     let dry = reload(&director, &four, &["--dry-run"]);
@@ -54,7 +64,7 @@ pub(crate) fn a_server_joins_and_leaves_and_the_director_is_killed_under_session
     let done = reload(&director, &four, &[]);
     assert_eq!((&done["applied"], state(&director).as_deref()), (&Value::Bool(true), Some("up")));
     none_broken(&mut sessions, "after a server was added");
-    let joining = keys_of_the_spare(60);
+    let joining = keys_of_the_spare(60, SERVE_PORT);
     let (first, second) = joining.split_at(joining.len() / 2);
     let joined = rig.open(first, 0);
     assert!(!joined.is_empty());

@@ -33,12 +33,13 @@ pub(crate) fn flows_land_where_explain_said_before_any_traffic(rig: &Rig) {
         said.iter().filter(|(client, real)| landed.get(client) != Some(real)).collect();
     assert!(elsewhere.is_empty(), "explain said otherwise of {}: {elsewhere:?}", elsewhere.len());
     assert_eq!(landed.len(), sources.len());
-    println!("{counts:?}");
-    // Weights 100, 100 and 50: with 1000 flows the standard deviation is 1.6 % at most, with 200
-    // 3.5 %.
+    // Weights 100, 100 and 50: with 1000 flows the standard deviation is 1.6 % at most, so that this
+    // is five of them. With 200 it is 3.5 %; the hash is fixed, and no client of the lab deviates by
+    // more than 9 % with its first 200 ports.
+    let tolerance = if rig.flows >= 1000 { 0.08 } else { 0.12 };
     for (real, share) in [(first, 0.4), (second, 0.4), (third, 0.2)] {
         let got = f64::from(counts[real.name()]) / f64::from(rig.flows);
-        assert!((got - share).abs() < 0.15, "{} got {got}: {counts:?}", real.name());
+        assert!((got - share).abs() < tolerance, "{} got {got}: {counts:?}", real.name());
     }
     let totals = director.totals().unwrap();
     assert_eq!((totals["scheduled"], totals["rederived"]), (rig.flows.into(), 0));

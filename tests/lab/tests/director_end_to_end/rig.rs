@@ -2,20 +2,18 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use adit_lab::postgres::PORT;
-use adit_lab::skip::skipped;
+use adit_lab::skip::{has_guests, has_root};
 use adit_lab::topology::vip;
 use adit_lab::views::placed;
 use adit_lab::{
-    Caller, Config, Conversation, Director, Kind, Lab, LabSpec, Namespace, RealServer, SERVE_PORT,
-    Service, Session, wait_until,
+    Caller, Config, Conversation, Director, Engine, Kind, Lab, LabSpec, Namespace, RealServer,
+    SERVE_PORT, Service, Session, report, wait_until,
 };
 use tokio::net::TcpSocket;
 
@@ -33,11 +31,17 @@ const KNOCK: Duration = Duration::from_secs(40);
 
 // A lab of a test process goes with the process, by its reaper.
 static HERE: LazyLock<Mutex<Lab>> = LazyLock::new(|| build(Kind::Namespace));
-static ON_6_1: LazyLock<Mutex<Lab>> = LazyLock::new(|| build(Kind::Guest));
+static IN_A_GUEST: LazyLock<Mutex<Lab>> = LazyLock::new(|| build(Kind::Guest));
 
 /// Every scenario has a client of its own, so that no packet, session or line of a database's log
 /// that another has left behind is taken for its own.
 static NEXT_CLIENT: AtomicU8 = AtomicU8::new(20);
+
+/// Sessions with databases, and flows whose place is looked at.
+type Size = (usize, u16);
+
+/// For the engine that directors use by themselves here.
+const FULL: Size = (100, 1000);
 
 /// The first port of a client that is given out; below those that the kernel gives out.
 const FIRST_PORT: u16 = 10_000;
@@ -46,14 +50,16 @@ fn build(director: Kind) -> Mutex<Lab> {
     // Real servers clamp what clients send, as in production, so that uploads need no discovery.
     let spec = LabSpec { reals: [2, 2], director, clamp_mtu: 1500, ..LabSpec::default() };
     let lab = Lab::build(spec).unwrap();
-    println!("director: {director}; real servers: {}", lab.real_kind());
+    let release = lab.director().sh("uname -r").unwrap();
+    let (release, real_kind) = (release.trim(), lab.real_kind());
+    report(&format!("director: {director}, Linux {release}; real servers: {real_kind}"));
     Mutex::new(lab)
 }
 
 /// A lab for one scenario, and how its director is to read.
 pub(crate) struct Rig {
     lab: MutexGuard<'static, Lab>,
-    io: &'static str,
+    engine: Engine,
     /// How many sessions of hundreds are with databases: one costs a guest 0.2 s of processor time
     /// to open, so not every engine has to pay for as many.
     pub(crate) databases: usize,
@@ -65,40 +71,30 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// `READ_MULTISHOT` on this computer's kernel, where it has that.
+    /// Multishot reads on this computer's kernel, where a director has these.
     pub(crate) fn multishot() -> Option<Self> {
-        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-        if version < (6, 7) {
-            skipped(&format!("READ_MULTISHOT came with Linux 6.7, this is {release}"));
-            return None;
-        }
-        Some(Self::on(&HERE, "\"multishot\"", (100, 1000)))
+        (has_root() && Engine::Multishot.works_here())
+            .then(|| Self::on(&HERE, Engine::Multishot, FULL))
     }
 
     /// The poll engine on this computer's kernel.
-    pub(crate) fn poll() -> Self {
-        Self::on(&HERE, "\"poll\"", (30, 200))
+    pub(crate) fn poll() -> Option<Self> {
+        let size = if Engine::Multishot.works_here() { (30, 200) } else { FULL };
+        has_root().then(|| Self::on(&HERE, Engine::Poll, size))
     }
 
-    /// The poll engine on the kernel of a guest, where there is User-Mode Linux.
+    /// The poll engine on the older kernel of a guest, where there are guests.
     pub(crate) fn poll_in_a_guest() -> Option<Self> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        if !std::env::split_paths(&path).any(|dir| Path::new(&dir).join("linux.uml").is_file()) {
-            skipped("there is no User-Mode Linux here");
-            return None;
-        }
-        Some(Self::on(&ON_6_1, "\"poll\"", (15, 200)))
+        (has_root() && has_guests()).then(|| Self::on(&IN_A_GUEST, Engine::Poll, (15, 200)))
     }
 
-    fn on(lab: &'static Mutex<Lab>, io: &'static str, (databases, flows): (usize, u16)) -> Self {
+    fn on(lab: &'static Mutex<Lab>, engine: Engine, (databases, flows): Size) -> Self {
         // A scenario that failed has left nothing that the next one looks at.
         let lab = lab.lock().unwrap_or_else(PoisonError::into_inner);
         let number = NEXT_CLIENT.fetch_add(1, Ordering::Relaxed);
         let client = lab.add_client(number).unwrap();
         let address = Ipv4Addr::new(10, 1, 0, number).into();
-        Self { lab, io, databases, flows, client, address, next_port: Cell::new(FIRST_PORT) }
+        Self { lab, engine, databases, flows, client, address, next_port: Cell::new(FIRST_PORT) }
     }
 
     pub(crate) fn lab(&self) -> &Lab {
@@ -123,7 +119,7 @@ impl Rig {
 
     /// A configuration for this rig's engine.
     pub(crate) fn config(&self, service: Service) -> Config {
-        Config::new().set("io", self.io).service(service)
+        self.engine.config().service(service)
     }
 
     /// Databases and byte services of these real servers, each as a service.
@@ -145,8 +141,7 @@ impl Rig {
         let host = self.lab.director();
         host.run(&["rm", "-rf", &host.path("state")]).unwrap();
         let director = Director::start(host, config).unwrap();
-        let engine = director.status().unwrap()["engine"].as_str().unwrap().to_owned();
-        assert_eq!(engine, self.io.trim_matches('"'));
+        assert_eq!(director.status().unwrap()["engine"], self.engine.name());
         director
     }
 
