@@ -7,4 +7,6 @@ pub mod cli;
 pub mod control;
 pub mod dataplane;
 pub mod io;
+#[cfg(test)]
+mod testing;
 pub mod worker;

@@ -1,5 +1,6 @@
 //! For tests that change the network: a namespace of the test's own thread, gone with it.
 
+use crate::testing::{skipped, test_name};
 use std::process::Command;
 
 /// Moves this thread into a network namespace of its own. `false` where that is not allowed; the
@@ -11,8 +12,7 @@ pub(crate) fn own_network() -> bool {
             true
         }
         Err(nix::Error::EPERM) => {
-            let name = std::thread::current().name().unwrap_or("?").to_owned();
-            eprintln!("skipped: {name} needs root");
+            skipped(&test_name(), "it needs root");
             false
         }
         Err(error) => panic!("unshare: {error}"),

@@ -4,14 +4,15 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 
+use crate::testing::skipped;
+
 /// Runs `test` on a thread with an empty network namespace of its own, which is gone with the thread.
-/// Says "skipped" by name where that is not permitted.
+/// Says "skipped" by name where that is not permitted, or fails where nothing may be skipped.
 pub(super) fn in_namespace(name: &str, test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             if !nix::unistd::geteuid().is_root() {
-                println!("{name}: skipped: needs root");
-                return;
+                return skipped(name, "it needs root");
             }
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
             test();

@@ -1,6 +1,7 @@
 //! A client, a director and a host for real servers' addresses, each in a network namespace that a
 //! sleeping process holds open. What is asked of the director goes through the real binary.
 
+use crate::testing::{skipped, test_name};
 use serde_json::Value;
 use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
@@ -62,8 +63,7 @@ pub(crate) struct Lab {
 /// `None`, said by name, where namespaces are not to be had.
 pub(crate) fn lab() -> Option<Lab> {
     if !nix::unistd::geteuid().is_root() {
-        let name = std::thread::current().name().unwrap_or("?").to_owned();
-        eprintln!("skipped: {name} needs root");
+        skipped(&test_name(), "it needs root");
         return None;
     }
     let lab = Lab {

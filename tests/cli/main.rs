@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod lab;
+#[path = "../../src/testing.rs"]
+mod testing;
 
 use lab::{ADIT, eventually, lab};
 use nix::sys::signal::Signal;
