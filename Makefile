@@ -22,7 +22,7 @@ $(FUZZ) $(1) $(FUZZ_FOUND)/$(1) fuzz/corpus/$(1) -- -max_total_time=$(2) -timeou
 
 endef
 
-.PHONY: help deps deps-fuzz deps-deny build demo test unit lint deny bench fuzz fuzz-ci install
+.PHONY: help deps deps-fuzz deps-deny build demo test unit lint deny bench fuzz fuzz-ci install install-built
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -69,10 +69,22 @@ fuzz: deps-fuzz ## Fuzz every target for FUZZ_SECONDS (default 600) each
 fuzz-ci: deps-fuzz
 	$(foreach target,$(FUZZ_TARGETS),$(call fuzz_target,$(target),$(CI_FUZZ_SECONDS),-seed=1))
 
-install: build ## Install binaries, man pages and completions below PREFIX (default /usr/local)
-	install -D -m 755 target/release/adit $(DESTDIR)$(PREFIX)/sbin/adit
-	install -D -m 755 target/release/adit-realserver $(DESTDIR)$(PREFIX)/sbin/adit-realserver
-	install -d $(DESTDIR)$(PREFIX)/share/man/man8 $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-	target/release/adit man $(DESTDIR)$(PREFIX)/share/man/man8
-	target/release/adit completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/adit
+install: build install-built ## Install binaries, man pages and completions below PREFIX (default /usr/local)
+
+# Without building, so that packages and a test of the installation can bring their own BINARIES.
+BINARIES ?= target/release
+SHARE = $(DESTDIR)$(PREFIX)/share
+define install_program
+install -D -m 755 $(BINARIES)/$(1) $(DESTDIR)$(PREFIX)/sbin/$(1)
+$(BINARIES)/$(1) man $(SHARE)/man/man8
+$(BINARIES)/$(1) completions bash > $(SHARE)/bash-completion/completions/$(1)
+$(BINARIES)/$(1) completions zsh > $(SHARE)/zsh/site-functions/_$(1)
+$(BINARIES)/$(1) completions fish > $(SHARE)/fish/vendor_completions.d/$(1).fish
+
+endef
+
+install-built:
+	install -d $(SHARE)/man/man8 $(SHARE)/bash-completion/completions $(SHARE)/zsh/site-functions \
+		$(SHARE)/fish/vendor_completions.d
+	$(foreach program,adit adit-realserver,$(call install_program,$(program)))
 	install -D -m 644 packaging/adit.example.toml $(DESTDIR)/etc/adit/adit.example.toml

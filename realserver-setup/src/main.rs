@@ -1,7 +1,10 @@
 //! `adit-realserver`: makes a host a real server, and an ordinary host again.
 
+mod generate;
+
 use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use adit_realserver::plan::{Desired, Mss, MssMethod, Outer, Step};
@@ -34,6 +37,18 @@ enum Task {
     Remove {
         #[command(flatten)]
         target: Target,
+    },
+    /// Print a completion script for a shell.
+    #[command(hide = true)]
+    Completions {
+        /// The shell to complete in.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages to a directory.
+    #[command(hide = true)]
+    Man {
+        /// Directory for adit-realserver.8 and the rest; it must exist.
+        directory: PathBuf,
     },
 }
 
@@ -96,6 +111,8 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
             others.retain(|vip| !target.vips.contains(vip));
             plan::remove(&target.vips, target.outer()?, &others)
         }
+        Task::Completions { shell } => return generate::completions(*shell),
+        Task::Man { directory } => return generate::man(directory),
     };
     effects::carry_out(&steps)?;
     show(&steps, cli.json).context("print what was done")

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod install;
 mod lab;
 #[path = "../../src/testing.rs"]
 mod testing;
@@ -247,7 +248,6 @@ fn check_says_what_the_host_lacks() {
 
 #[test]
 fn usage_and_missing_directors() {
-    let directory = tempfile::tempdir().unwrap();
     let run = |words: &[&str]| {
         let output = Command::new(ADIT).args(words).output().unwrap();
         (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
@@ -262,14 +262,4 @@ fn usage_and_missing_directors() {
     let (code, said) = run(&["--socket", "/nonexistent", "list"]);
     assert_eq!(code, Some(1));
     assert!(said.contains("start one with `adit run`"), "{said}");
-
-    assert_eq!(run(&["man", directory.path().to_str().unwrap()]).0, Some(0));
-    for page in ["adit.1", "adit-check.1", "adit-explain.1", "adit-reload.1"] {
-        assert!(directory.path().join(page).exists(), "{page}");
-    }
-    for shell in ["bash", "zsh", "fish"] {
-        let (code, script) = run(&["completions", shell]);
-        assert_eq!(code, Some(0));
-        assert!(script.contains("connections"), "{shell}");
-    }
 }
