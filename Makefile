@@ -34,13 +34,15 @@ build: ## Build the release binaries
 	$(CARGO) build --release --locked --workspace --bins
 
 demo: deps build ## Show the main job on this machine: real packets, real PostgreSQL, then clean up
+	@target/release/adit-lab prepare
 	@target/release/adit-demo
 
-test: deps lint unit fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, short fuzzing
+test: deps lint unit demo fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, the demo, short fuzzing
 
 # Hosts of the lab run the workspace's binaries.
 unit: deps
 	$(CARGO) build --locked --workspace --bins
+	@target/debug/adit-lab prepare
 	$(CARGO) test --locked --workspace --no-fail-fast
 
 lint: ## Check format and clippy

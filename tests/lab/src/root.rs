@@ -17,7 +17,7 @@ const BUILD: &str = include_str!("../guest/build-root.sh");
 const INIT: &str = include_str!("../guest/lab-init");
 
 /// Path of the root, which is built if it is not in the cache yet (about a minute, and
-/// about 600 MB).
+/// about 600 MB). Who waits for that is told so on standard error.
 ///
 /// # Errors
 /// When it cannot be built; the builder's output is in the error.
@@ -34,9 +34,19 @@ pub fn debian_root() -> Result<PathBuf> {
         .map_err(|(_, errno)| errno)
         .context(|| format!("lock {}", lock_path.display()))?;
     if !root.exists() {
+        tell(&format!(
+            "building the Debian root of the real servers in {}: about a minute, once",
+            cache.display()
+        ));
         build(&cache, &root)?;
+        tell("the Debian root is built");
     }
     Ok(root)
+}
+
+/// A minute of silence looks like a hang.
+fn tell(what: &str) {
+    eprintln!("adit-lab: {what}");
 }
 
 /// Builds beside the final place and renames, so that what is in the cache is complete.

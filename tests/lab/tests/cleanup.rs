@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use adit_lab::neighbour::resolve;
 use adit_lab::{Namespace, Process, Run, binaries, wait_until};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -130,6 +130,27 @@ fn a_director_goes_with_the_lab_that_it_runs_in() {
     })
     .unwrap();
     assert_eq!(ended.and_then(|status| status.signal()), Some(Signal::SIGKILL as i32));
+    assert_gone(&prefix);
+}
+
+#[test]
+fn the_demo_goes_with_an_interrupt_from_the_keyboard() {
+    // A terminal's interrupt reaches every process of the group: the director and guests too.
+    let mut demo = Command::new(env!("CARGO_BIN_EXE_adit-demo"))
+        .stdout(Stdio::piped())
+        .process_group(0)
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("$ adit list")), "the director runs");
+    let prefix = format!("adl{}-0", demo.id());
+    assert!(
+        remains(&prefix).iter().any(|what| what.contains("adit.toml")),
+        "{:?}",
+        remains(&prefix)
+    );
+    killpg(Pid::from_raw(demo.id().cast_signed()), Signal::SIGINT).unwrap();
+    assert_eq!(demo.wait().unwrap().signal(), Some(libc::SIGINT));
     assert_gone(&prefix);
 }
 

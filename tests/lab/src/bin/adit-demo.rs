@@ -92,13 +92,19 @@ impl Demo {
         })?;
         show.note("$ adit list")?;
         show.block(&director.adit(&["list"])?.text)?;
+        show.note(
+            "Each client's session goes to one of the three by a hash of its address and port",
+        )?;
+        show.note("(maglev), through a tunnel, by the next hop towards that data centre.")?;
 
         show.step("Three clients open sessions to the virtual IP; each goes to one real server")?;
+        show.note("real server, its sessions, and whose they are (■: a session of that client):")?;
         let mut sessions = self.open(show, 40_000)?;
         ensure_spread(&sessions, reals)?;
         show.note("the databases' own logs have the same sessions")?;
-
+        show.note("booting one more real server, real4 ...")?;
         let added = self.lab.boot_real(1)?;
+
         show.step("A real server is added in the second data centre, with all sessions open")?;
         self.reload(show, &director, &self.config(reals.iter().chain([&added]))?)?;
         check(show, &sessions)?;
@@ -166,7 +172,7 @@ impl Demo {
         let replies = self.replies_through_director.frames().len();
         show.step("What you saw")?;
         show.note(&format!(
-            "✔ {} sessions to one address; a server came, one went, the director was killed: 0 broken",
+            "✔ {} sessions to one address: a server came, one went, the director was killed, 0 broke",
             sessions.len()
         ))?;
         show.note(&format!(
@@ -174,7 +180,7 @@ impl Demo {
             wrapped[0], wrapped[1]
         ))?;
         show.note(&format!(
-            "✔ {replies} of the databases' answers came through the director: they go to clients directly"
+            "✔ the databases answered the clients directly: {replies} answers came through the director"
         ))?;
         ensure!(wrapped.iter().all(|&count| count > 0), "a data centre got nothing");
         ensure!(replies == 0, "replies went through the director");

@@ -21,6 +21,8 @@ enum Task {
         #[arg(long)]
         no_postgres: bool,
     },
+    /// Build the Debian root that real servers run on, unless it is there: a minute and 600 MB.
+    Prepare,
     /// Remove what labs left behind whose processes were killed. Every new lab does it too.
     Sweep,
 }
@@ -28,6 +30,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Up { dc1, dc2, no_postgres } => up(dc1, dc2, !no_postgres),
+        Task::Prepare => adit_lab::root::debian_root().map(drop).map_err(Into::into),
         Task::Sweep => Ok(adit_lab::run::sweep_leftovers()?),
     }
 }
