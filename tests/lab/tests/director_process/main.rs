@@ -131,6 +131,8 @@ fn after_kill_9_nothing_loops_and_the_next_start_adopts() {
     for address in [VIP, VIP6] {
         lab.r0.ip(&format!("neigh replace {address} lladdr {mac} dev edge")).unwrap();
     }
+    // A host without a firewall would send them back where they came from.
+    host.sh("nft chain inet firewall forward '{ policy accept; }'").unwrap();
     let sender = RawSender::new(&lab.client).unwrap();
     let wire = Sniffer::start(host.namespace(), "eth0", |frame| {
         frame.ip().is_some_and(|ip| ip.destination == VIP || ip.destination == VIP6)
@@ -151,6 +153,7 @@ fn after_kill_9_nothing_loops_and_the_next_start_adopts() {
     for address in [VIP, VIP6] {
         lab.r0.ip(&format!("neigh del {address} lladdr {mac} dev edge")).unwrap();
     }
+    host.sh("nft chain inet firewall forward '{ policy drop; }'").unwrap();
 
     director.start_again().unwrap();
     assert!(echoes(&mut session), "the session broke");
