@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::plan::{DEVICES, MssMethod, Step};
+use crate::plan::{DEVICES, MssMethod, Step, TUNNEL6};
 
 /// Where `apply` keeps the kernel parameters' earlier values for `remove`; gone with a reboot,
 /// as the values themselves are.
@@ -53,8 +53,8 @@ pub fn carry_out(steps: &[Step]) -> Result<(), EffectError> {
                 let _ = run(Command::new("ip").args(words.split(' ')), None, step);
             }
             Step::Nft(ruleset) => run(Command::new("nft").args(["-f", "-"]), Some(ruleset), step)?,
-            Step::NftDelete(table) => {
-                let words = ["delete", "table"].into_iter().chain(table.split(' '));
+            Step::NftDelete(what) => {
+                let words = ["delete"].into_iter().chain(what.split(' '));
                 let _ = run(Command::new("nft").args(words), None, step);
             }
         }
@@ -97,6 +97,20 @@ pub fn own_address6() -> Result<Ipv6Addr, EffectError> {
             reason: format!("{} addresses of this host: name one with --local", found.len()),
         }),
     }
+}
+
+/// The local address of [`TUNNEL6`], where there is such a device and it unwraps both versions.
+///
+/// # Errors
+/// When the devices cannot be listed.
+pub fn tunnel6() -> Result<Option<Ipv6Addr>, EffectError> {
+    let links = list("-j -d link show type ip6tnl")?;
+    let ours = links.iter().find(|link| link.get("ifname").is_some_and(|name| name == TUNNEL6));
+    let data = ours.and_then(|link| link.pointer("/linkinfo/info_data"));
+    // As `ip` shows the mode "any".
+    let any = |data: &&serde_json::Value| data.get("proto").is_some_and(|proto| proto == "any");
+    let local = data.filter(any).and_then(|data| data.get("local")?.as_str());
+    Ok(local.and_then(|local| local.parse().ok()))
 }
 
 /// The VIPs that the host serves: what is on the decapsulating devices.

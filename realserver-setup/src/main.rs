@@ -54,7 +54,7 @@ enum Task {
 
 #[derive(Args)]
 struct Target {
-    /// Virtual IP; may be given several times.
+    /// Virtual IP; may be given several times. VIPs that are not given stay as they are.
     #[arg(long = "vip", required = true)]
     vips: Vec<IpAddr>,
     /// IP version of the directors' outer header.
@@ -104,7 +104,7 @@ fn carry_out(cli: &Cli) -> anyhow::Result<()> {
                 Mss::ForPathMtu(_) => effects::mss_method()?,
             };
             let desired = Desired { vips: target.vips.clone(), outer: target.outer()?, mss };
-            plan::apply(&desired, &method)?
+            plan::apply(&desired, &method, effects::tunnel6()?)?
         }
         Task::Remove { target } => {
             let mut others = effects::served()?;

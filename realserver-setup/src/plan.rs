@@ -17,6 +17,9 @@ pub const DEVICES: [&str; 3] = ["tunl0", "sit0", TUNNEL6];
 /// Number of the routing table and priority of the rules that carry the segment size.
 pub const MSS_TABLE: u32 = 7705;
 
+/// The nftables table of those limits, of family `inet`.
+const NFT_TABLE: &str = "adit_realserver";
+
 /// Outer header sizes: RFC 2003 (an IPv4 header) and RFC 2473 (an IPv6 header).
 const OUTER_V4: u16 = 20;
 const OUTER_V6: u16 = 40;
@@ -86,7 +89,7 @@ pub enum Step {
     IpIfPresent(String),
     /// Load this nftables ruleset.
     Nft(String),
-    /// Remove this nftables table, and be content when it is not there.
+    /// Remove this nftables table or chain, and be content when it is not there.
     NftDelete(String),
 }
 
@@ -98,7 +101,7 @@ impl fmt::Display for Step {
             Self::RestoreSysctl(name) => write!(f, "sysctl {name}=<as before>"),
             Self::Ip(words) | Self::IpIfPresent(words) => write!(f, "ip {words}"),
             Self::Nft(ruleset) => write!(f, "nft {ruleset}"),
-            Self::NftDelete(table) => write!(f, "nft delete table {table}"),
+            Self::NftDelete(what) => write!(f, "nft delete {what}"),
         }
     }
 }
@@ -144,11 +147,17 @@ const SYSCTLS: [(&str, &str); 3] = [
 ];
 
 /// Steps that make the host a real server. The ARP values come before the VIP: the other
-/// order answers for the VIP in between. All steps may be repeated.
+/// order answers for the VIP in between. All steps may be repeated. `tunnel6` is the local address
+/// of [`TUNNEL6`] where the host has that device: it is only made anew when it is another, since
+/// the VIPs on it would be gone for a moment.
 ///
 /// # Errors
 /// See [`PlanError`].
-pub fn apply(desired: &Desired, method: &MssMethod) -> Result<Vec<Step>, PlanError> {
+pub fn apply(
+    desired: &Desired,
+    method: &MssMethod,
+    tunnel6: Option<Ipv6Addr>,
+) -> Result<Vec<Step>, PlanError> {
     if desired.vips.is_empty() {
         return Err(PlanError::NoVip);
     }
@@ -171,7 +180,9 @@ pub fn apply(desired: &Desired, method: &MssMethod) -> Result<Vec<Step>, PlanErr
         steps.push(Step::Sysctl { name: name.to_owned(), value: value.to_owned() });
     }
     for &device in &devices {
-        if let Outer::V6(local) = desired.outer {
+        if let Outer::V6(local) = desired.outer
+            && tunnel6 != Some(local)
+        {
             steps.push(Step::IpIfPresent(format!("link del {device}")));
             steps.push(Step::Ip(format!(
                 "link add {device} type ip6tnl mode any local {local} remote :: encaplimit none"
@@ -202,6 +213,7 @@ pub fn remove(vips: &[IpAddr], outer: Outer, others: &[IpAddr]) -> Vec<Step> {
         steps.push(Step::IpIfPresent(format!("addr del {vip}/{bits} dev {device}")));
         let version = if vip.is_ipv4() { "-4" } else { "-6" };
         steps.push(Step::IpIfPresent(format!("{version} rule del from {vip} lookup {MSS_TABLE}")));
+        steps.push(Step::NftDelete(format!("chain {}", nft_chain(vip))));
     }
     if !others.is_empty() {
         return steps;
@@ -209,7 +221,7 @@ pub fn remove(vips: &[IpAddr], outer: Outer, others: &[IpAddr]) -> Vec<Step> {
     for version in ["-4", "-6"] {
         steps.push(Step::IpIfPresent(format!("{version} route flush table {MSS_TABLE}")));
     }
-    steps.push(Step::NftDelete("inet adit_realserver".to_owned()));
+    steps.push(Step::NftDelete(format!("table inet {NFT_TABLE}")));
     let mut devices: Vec<_> = vips.iter().map(|&vip| device(vip, outer)).collect();
     devices.sort_unstable();
     devices.dedup();
@@ -239,26 +251,31 @@ fn segment_size(vip: IpAddr, outer: Outer, path_mtu: u16) -> Result<u16, PlanErr
         .ok_or(PlanError::PathTooSmall { mtu: path_mtu })
 }
 
+/// The chain that limits the segments of one VIP, with its table.
+fn nft_chain(vip: IpAddr) -> String {
+    let vip = vip.to_string().replace(['.', ':'], "_");
+    format!("inet {NFT_TABLE} vip_{vip}")
+}
+
 fn clamp(desired: &Desired, method: &MssMethod) -> Result<Vec<Step>, PlanError> {
     let Mss::ForPathMtu(path_mtu) = desired.mss else {
         return Ok(Vec::new());
     };
     match method {
         MssMethod::Nftables => {
-            let mut ruleset = String::from(
-                "add table inet adit_realserver; delete table inet adit_realserver; \
-                 table inet adit_realserver { chain output { \
-                 type filter hook output priority mangle;",
-            );
+            // A chain for each VIP, so that those of other runs stay.
+            let mut ruleset = format!("add table inet {NFT_TABLE}");
             for &vip in &desired.vips {
                 let size = segment_size(vip, desired.outer, path_mtu)?;
                 let version = if vip.is_ipv4() { "ip" } else { "ip6" };
+                let chain = nft_chain(vip);
                 ruleset.push_str(&format!(
-                    " {version} saddr {vip} tcp flags & (syn|ack) == (syn|ack) \
-                     tcp option maxseg size > {size} tcp option maxseg size set {size};"
+                    "; add chain {chain} {{ type filter hook output priority mangle; }}; \
+                     flush chain {chain}; \
+                     add rule {chain} {version} saddr {vip} tcp flags & (syn|ack) == (syn|ack) \
+                     tcp option maxseg size > {size} tcp option maxseg size set {size}"
                 ));
             }
-            ruleset.push_str(" } }");
             Ok(vec![Step::Nft(ruleset)])
         }
         MssMethod::Route { v4, v6 } => {
@@ -298,7 +315,7 @@ mod tests {
     #[test]
     fn arp_is_silenced_before_the_vip_comes_and_after_it_goes() {
         let wanted = desired(Outer::V4, Mss::Unclamped);
-        let steps = text(&apply(&wanted, &MssMethod::Nftables).unwrap());
+        let steps = text(&apply(&wanted, &MssMethod::Nftables, None).unwrap());
         let at = |steps: &[String], word: &str| {
             steps.iter().position(|step| step.contains(word)).unwrap_or_else(|| panic!("{word}"))
         };
@@ -322,12 +339,25 @@ mod tests {
     #[test]
     fn devices_follow_both_ip_versions() {
         let six = Outer::V6("fd00::1".parse().unwrap());
-        let steps = text(&apply(&desired(six, Mss::Unclamped), &MssMethod::Nftables).unwrap());
+        let steps =
+            text(&apply(&desired(six, Mss::Unclamped), &MssMethod::Nftables, None).unwrap());
         assert!(steps.contains(&"modprobe ip6_tunnel".to_owned()), "{steps:?}");
         assert!(steps.contains(&"ip addr replace 198.51.100.10/32 dev adit-ip6".to_owned()));
         let steps =
-            text(&apply(&desired(Outer::V4, Mss::Unclamped), &MssMethod::Nftables).unwrap());
+            text(&apply(&desired(Outer::V4, Mss::Unclamped), &MssMethod::Nftables, None).unwrap());
         assert!(steps.contains(&"ip addr replace 2001:db8:100::10/128 dev sit0 nodad".to_owned()));
+    }
+
+    #[test]
+    fn a_tunnel_that_is_there_is_left_alone() {
+        let local = "fd00::1".parse().unwrap();
+        let wanted = desired(Outer::V6(local), Mss::Unclamped);
+        let with = |tunnel6| text(&apply(&wanted, &MssMethod::Nftables, tunnel6).unwrap());
+        let made = |steps: &[String]| steps.iter().any(|step| step.contains("link add adit-ip6"));
+        assert!(made(&with(None)));
+        assert!(made(&with(Some("fd00::2".parse().unwrap()))), "another address");
+        let again = with(Some(local));
+        assert!(!made(&again) && !again.iter().any(|s| s.contains("link del")), "{again:?}");
     }
 
     #[test]
@@ -335,23 +365,26 @@ mod tests {
         let wanted = desired(Outer::V4, Mss::ForPathMtu(1500));
         let routes =
             MssMethod::Route { v4: Some("via 10.0.0.1".into()), v6: Some("via fd00::1".into()) };
-        let steps = text(&apply(&wanted, &routes).unwrap()).join("\n");
+        let steps = text(&apply(&wanted, &routes, None).unwrap()).join("\n");
         // 1500 − 20 outer − 20 inner − 20 TCP; with an IPv6 inner header 20 less.
         assert!(steps.contains("default via 10.0.0.1 advmss 1440 table"), "{steps}");
         assert!(steps.contains("default via fd00::1 advmss 1420 table"), "{steps}");
-        let steps = text(&apply(&wanted, &MssMethod::Nftables).unwrap()).join("\n");
+        let steps = text(&apply(&wanted, &MssMethod::Nftables, None).unwrap()).join("\n");
         assert!(steps.contains("size > 1440 tcp option maxseg size set 1440"), "{steps}");
     }
 
     #[test]
     fn what_cannot_work_is_refused() {
         let none = Desired { vips: Vec::new(), outer: Outer::V4, mss: Mss::Unclamped };
-        assert_eq!(apply(&none, &MssMethod::Nftables), Err(PlanError::NoVip));
+        assert_eq!(apply(&none, &MssMethod::Nftables, None), Err(PlanError::NoVip));
         let tight = desired(Outer::V4, Mss::ForPathMtu(500));
-        assert_eq!(apply(&tight, &MssMethod::Nftables), Err(PlanError::PathTooSmall { mtu: 500 }));
+        assert_eq!(
+            apply(&tight, &MssMethod::Nftables, None),
+            Err(PlanError::PathTooSmall { mtu: 500 })
+        );
         let routeless = MssMethod::Route { v4: None, v6: None };
         assert_eq!(
-            apply(&desired(Outer::V4, Mss::ForPathMtu(1500)), &routeless),
+            apply(&desired(Outer::V4, Mss::ForPathMtu(1500)), &routeless, None),
             Err(PlanError::NoRoute { vip: VIP })
         );
     }
