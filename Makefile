@@ -8,8 +8,9 @@ FUZZ_SECONDS ?= 600
 CI_FUZZ_SECONDS ?= 30
 FUZZ_TARGETS := parse tunnel_roundtrip director config_text
 # The targets are safe Rust, so they run without a sanitizer: on stable, and several times as fast.
-# (The public CI has a longer job with the address sanitizer.)
-FUZZ := $(CARGO) fuzz run -s none
+# (The public CI has a longer job with CARGO="cargo +nightly" FUZZ_SANITIZER=address.)
+FUZZ_SANITIZER ?= none
+FUZZ = $(CARGO) fuzz run -s $(FUZZ_SANITIZER)
 # What is found on the way stays out of the committed corpus: `cargo fuzz cmin` takes it there.
 FUZZ_FOUND := target/fuzz-corpus
 fuzz_dictionary = $(if $(wildcard fuzz/dictionaries/$(1).dict),-dict=fuzz/dictionaries/$(1).dict)
@@ -22,7 +23,7 @@ $(FUZZ) $(1) $(FUZZ_FOUND)/$(1) fuzz/corpus/$(1) -- -max_total_time=$(2) -timeou
 
 endef
 
-.PHONY: help deps deps-fuzz deps-deny build demo test unit lint deny bench fuzz fuzz-ci install install-built
+.PHONY: help deps deps-bench deps-fuzz deps-deny build demo test unit lint deny bench fuzz fuzz-ci install install-built
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -49,6 +50,7 @@ lint: ## Check format and clippy
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
 
 deps-deny:
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
@@ -56,11 +58,16 @@ deps-deny:
 deny: deps-deny ## Check licences, bans and sources of dependencies
 	$(CARGO) deny --locked check bans licenses sources
 
-bench: deps build ## Measure: in process, and whole paths beside plain loops, in namespaces
+deps-bench:
+	@tests/lab/install.sh bench
+
+bench: deps-bench build ## Measure: in process, and whole paths beside plain loops, in namespaces
+	$(CARGO) bench --locked --bench conntrack
 	$(CARGO) bench --locked --bench dataplane
 	$(CARGO) bench --locked --bench path
 
-deps-fuzz: deps
+deps-fuzz:
+	@tests/lab/install.sh build
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
 
 fuzz: deps-fuzz ## Fuzz every target for FUZZ_SECONDS (default 600) each
@@ -71,7 +78,7 @@ fuzz: deps-fuzz ## Fuzz every target for FUZZ_SECONDS (default 600) each
 fuzz-ci: deps-fuzz
 	$(foreach target,$(FUZZ_TARGETS),$(call fuzz_target,$(target),$(CI_FUZZ_SECONDS),-seed=1))
 
-install: build install-built ## Install binaries, man pages and completions below PREFIX (default /usr/local)
+install: build install-built ## Install binaries, man pages, completions and the systemd unit below PREFIX (default /usr/local)
 
 # Without building, so that packages and a test of the installation can bring their own BINARIES.
 BINARIES ?= target/release
@@ -90,3 +97,5 @@ install-built:
 		$(SHARE)/fish/vendor_completions.d
 	$(foreach program,adit adit-realserver,$(call install_program,$(program)))
 	install -D -m 644 packaging/adit.example.toml $(DESTDIR)/etc/adit/adit.example.toml
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|@SBIN@|$(PREFIX)/sbin|' packaging/adit.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/adit.service

@@ -57,6 +57,8 @@ fn manual_pages_and_completions_are_where_they_are_looked_for() {
         let installed = top.join("usr/sbin").join(program);
         assert!(output(Command::new(installed).arg("--version")).starts_with(program));
     }
+    let unit = std::fs::read_to_string(top.join("usr/lib/systemd/system/adit.service")).unwrap();
+    assert!(unit.contains("\nExecStart=/usr/sbin/adit run\n") && !unit.contains('@'), "{unit}");
     let share = top.join("usr/share");
     for (file, word) in [
         ("bash-completion/completions/adit", "connections"),

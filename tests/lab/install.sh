@@ -1,13 +1,30 @@
 #!/bin/sh
-# Installs what the lab needs on a Debian or Ubuntu machine; says nothing and does nothing when all
-# of it is there.
+# Installs Debian or Ubuntu packages; says nothing and does nothing when all of them are there.
+#
+#   install.sh [build|lab|bench]
+#
+# build: what cargo needs. lab (the default): that, and what the lab, the demo and the tests run.
+# bench: that, and what counts instructions.
 set -eu
 
-# A linker and a C++ compiler (the fuzzer's runtime); namespaces, wires and firewall; the recipe of
-# the machines' root.
-packages="build-essential iproute2 nftables ethtool kmod procps util-linux mmdebstrap debian-archive-keyring"
+# A linker and libc's and the kernel's headers, a C++ compiler (the fuzzer's runtime), make; what
+# cargo trusts.
+build="build-essential ca-certificates"
+# Namespaces, wires and firewall (ip; nft; ethtool; modprobe; sysctl; nsenter, unshare,
+# prlimit, setpriv; mount); the recipe of the machines' root, whose keyring mmdebstrap reads by
+# gpg; man, for the test of the installation.
+lab="iproute2 nftables ethtool kmod procps util-linux mount mmdebstrap gpg debian-archive-keyring man-db"
 # Machines with a kernel of their own; distributions without it have kernels with ipip.
 guests=user-mode-linux
+# callgrind
+bench=valgrind
+
+case "${1:-lab}" in
+    build) packages=$build guests= ;;
+    lab) packages="$build $lab" ;;
+    bench) packages="$build $lab $bench" ;;
+    *) echo "usage: $0 [build|lab|bench]" >&2; exit 2 ;;
+esac
 
 installed() {
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null || true)" = installed ]
@@ -21,7 +38,7 @@ done
 sudo=
 [ "$(id -u)" = 0 ] || sudo=sudo
 $sudo apt-get update -qq
-if ! apt-cache show "$guests" >/dev/null 2>&1; then
+if [ -n "$guests" ] && ! apt-cache show "$guests" >/dev/null 2>&1; then
     missing=$(echo "$missing" | sed "s/ $guests//")
     [ -n "$missing" ] || exit 0
 fi
