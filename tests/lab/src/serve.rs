@@ -273,7 +273,13 @@ impl<'a> Caller<'a> {
         socket.connect(self.to).context(what)?;
         socket.send(&payload).context(what)?;
         let mut reply = vec![0; 65_536];
-        let received = socket.recv(&mut reply).context(what)?;
+        // With a time limit, any signal to this process ends the call.
+        let received = loop {
+            match socket.recv(&mut reply) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => break received.context(what)?,
+            }
+        };
         let reply = &reply[..received];
         let space = reply.iter().position(|&byte| byte == b' ');
         match space {

@@ -177,17 +177,18 @@ fn forged_errors_about_outer_packets_are_ignored_and_counted(engine: Engine) {
     wait_dropped(&director, "forged_error", 1);
     claim(1300, &live.with_wrong_sequence());
     wait_dropped(&director, "forged_error", 2);
-    claim(1300, &live.with_unknown_flow());
-    wait_dropped(&director, "forged_error", 3);
     assert_eq!(path_mtu(&director, address), 1500);
 
-    // The same with nothing wrong is believed, and so is what an old router would quote.
+    // The same with nothing wrong is believed, and so is what an old router would quote. A flow
+    // that is not in the table may be one that found it full: its cookie speaks for it.
     claim(1400, &live.outer.bytes);
     wait_path_mtu(&director, address, 1400);
     let short = 20 + 8;
     claim(1396, &live.outer.bytes[..short]);
     wait_path_mtu(&director, address, 1396);
-    assert_eq!(dropped(&director, "forged_error"), 3);
+    claim(1392, &live.with_unknown_flow());
+    wait_path_mtu(&director, address, 1392);
+    assert_eq!(dropped(&director, "forged_error"), 2);
     assert_eq!(dropped(&director, "error_ignored"), 0);
 
     // After sixteen wrong cookies short quotes are not looked at for the rest of a minute, right or
