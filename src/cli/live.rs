@@ -27,6 +27,9 @@ pub struct ListArgs {
     pub service: Option<String>,
 }
 
+/// Connections that are shown when nobody said how many: more is for programs, not for eyes.
+const SHOWN_CONNECTIONS: usize = 1000;
+
 /// `adit connections`.
 #[derive(Debug, Args)]
 pub struct ConnectionsArgs {
@@ -39,9 +42,9 @@ pub struct ConnectionsArgs {
     /// To this real server.
     #[arg(long, value_name = "ADDRESS")]
     pub real: Option<IpAddr>,
-    /// How many to show at most.
-    #[arg(long, value_name = "N", default_value_t = 1000)]
-    pub limit: usize,
+    /// How many to show at most; 1000 without this, and all of them with --json.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
 }
 
 /// `adit drops`.
@@ -122,12 +125,28 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
         output::line(&format!("{}: {}", warning.severity, warning.message));
     }
     let table = if args.stats { stats_table(&services) } else { service_table(&services) };
+    if args.stats {
+        output::raw(io_lines(&status).as_bytes());
+    }
     output::raw(table.as_bytes());
     if !args.stats {
         output::line("");
         output::raw(path_table(&services).as_bytes());
     }
     Ok(Outcome::Fine)
+}
+
+/// How the packet loop does.
+fn io_lines(status: &Status) -> String {
+    let io = &status.io;
+    let mut lines = format!(
+        "ring {}\nframes {} from the TAP, {} from receive sockets  out of slots {}  receive errors {}\n",
+        status.ring, io.tap_frames, io.source_frames, io.out_of_slots, io.source_errors,
+    );
+    if let Some(error) = &status.last_send_error {
+        lines.push_str(&format!("last send error {error}\n"));
+    }
+    lines
 }
 
 fn endpoint(address: IpAddr, port: &str) -> String {
@@ -239,7 +258,8 @@ pub(super) fn connections(
     args: &ConnectionsArgs,
     global: &Global,
 ) -> Result<Outcome, CommandError> {
-    let limit = args.limit;
+    // A program that reads the JSON would not see that some are left out.
+    let limit = args.limit.unwrap_or(if global.json { usize::MAX } else { SHOWN_CONNECTIONS });
     let client_address = args.client.map(|a| a.to_string());
     let real = args.real.map(|a| a.to_string());
     let service = args.service.clone();

@@ -8,6 +8,8 @@ use serde::Serialize;
 struct Version {
     version: &'static str,
     config: Option<ConfigFacts>,
+    /// Why nothing is told of a configuration that is there.
+    config_problem: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -20,8 +22,18 @@ struct ConfigFacts {
 }
 
 pub(super) fn run(global: &Global) -> Result<Outcome, CommandError> {
-    // A host without a configuration has a version all the same.
-    let config = if global.config.exists() { Some(load_config(&global.config)?) } else { None };
+    // A host without a configuration, or with a wrong one, has a version all the same.
+    let (config, config_problem) = if global.config.exists() {
+        match load_config(&global.config) {
+            Ok(config) => (Some(config), None),
+            Err(CommandError::Config(errors)) => {
+                (None, Some(format!("{} is refused", errors.file())))
+            }
+            Err(error) => (None, Some(error.to_string())),
+        }
+    } else {
+        (None, None)
+    };
     let facts = config.map(|config| ConfigFacts {
         file: global.config.display().to_string(),
         hash: config_hash(&config).to_string(),
@@ -30,7 +42,7 @@ pub(super) fn run(global: &Global) -> Result<Outcome, CommandError> {
             .ok()
             .map(|key| key.fingerprint()),
     });
-    let version = Version { version: env!("CARGO_PKG_VERSION"), config: facts };
+    let version = Version { version: env!("CARGO_PKG_VERSION"), config: facts, config_problem };
     if global.json {
         output::json(&version);
         return Ok(Outcome::Fine);
@@ -41,6 +53,9 @@ pub(super) fn run(global: &Global) -> Result<Outcome, CommandError> {
         output::line(&format!("services    {}", facts.services_hash));
         let key = facts.key_fingerprint.as_deref().unwrap_or("not readable");
         output::line(&format!("hash key    {key}"));
+    }
+    if let Some(problem) = version.config_problem {
+        output::line(&format!("config      {problem}; `adit check` says more"));
     }
     Ok(Outcome::Fine)
 }

@@ -109,7 +109,24 @@ pub fn remove(tap: &str) -> Result<(), FirewallError> {
     run_nft(&format!("table inet {table} {{}}\ndelete table inet {table}\n"))
 }
 
-fn table_name(tap: &str) -> String {
+/// Whether the table of a TAP is there. Somebody who loads a ruleset of theirs takes it away
+/// without a word (`flush ruleset`).
+///
+/// # Errors
+/// When `nft` is missing or does not tell.
+pub fn is_present(tap: &str) -> Result<bool, FirewallError> {
+    let tables = Command::new("nft").args(["list", "tables", "inet"]).output();
+    let output = tables.map_err(FirewallError::Start)?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(FirewallError::Refused(said));
+    }
+    let line = format!("table inet {}", table_name(tap));
+    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|found| found.trim() == line))
+}
+
+/// Name of the table of a TAP, in the `inet` family.
+pub(crate) fn table_name(tap: &str) -> String {
     let tap: String =
         tap.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
     format!("adit_{tap}")
@@ -174,6 +191,7 @@ mod tests {
         let once = listed();
         assert!(once.contains("table inet adit_adit_0"), "{once}");
         assert!(once.contains("192.0.2.2"), "{once}");
+        assert!(is_present("adit-0").unwrap() && !is_present("adit").unwrap());
         rules().apply().unwrap();
         assert_eq!(listed(), once, "twice is the same as once");
 
@@ -186,6 +204,7 @@ mod tests {
         remove("adit-0").unwrap();
         remove("adit-0").unwrap();
         assert!(!listed().contains("adit"), "{}", listed());
+        assert!(!is_present("adit-0").unwrap());
         assert!(listed().contains("foreign"), "others' tables are left alone");
     }
 

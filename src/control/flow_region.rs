@@ -12,8 +12,10 @@ use crate::dataplane::region::{
     RegionInfo, RegionLayout, RegionParts, RegionTooShort, Stored,
 };
 use crate::io::{Placement, Region, RegionError, StateDirectory};
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// Name of the file in the state directory.
 pub const REGION_FILE: &str = "flows";
@@ -116,6 +118,22 @@ impl FlowRegion {
         }
         (reals, vips)
     }
+}
+
+/// Whether the region in `directory` would be used as it is. Any other is made anew beside the old
+/// one, which takes room for both.
+#[must_use]
+pub fn is_usable(directory: &Path, geometry: &Geometry) -> bool {
+    let read = || {
+        let mut file = File::open(directory.join(REGION_FILE)).ok()?;
+        let mut header = RegionHeader::default();
+        file.read_exact(header.as_mut_bytes()).ok()?;
+        let plan = header.read().ok()?.plan(geometry, boot_id().ok()?);
+        // One that was cut afterwards does not hold what its header says.
+        let whole = RegionLayout::new(geometry).length as u64;
+        Some(plan == Stored::InPlace && file.metadata().ok()?.len() >= whole)
+    };
+    read().unwrap_or(false)
 }
 
 /// Ids of real servers, in the region.

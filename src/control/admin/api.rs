@@ -5,6 +5,7 @@
 
 use crate::control::finding::Finding;
 use crate::dataplane::counters::{DestinationReading, WorkerReading};
+use crate::io::IoCounters;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 
@@ -33,6 +34,12 @@ pub struct Status {
     pub engine: String,
     /// Why that one.
     pub engine_reason: String,
+    /// How the kernel agreed to run the worker's ring.
+    pub ring: String,
+    /// What the worker's engine counts.
+    pub io: IoView,
+    /// The error of the last send that failed otherwise than by a full queue, if one ever did.
+    pub last_send_error: Option<String>,
     /// Slots of the flow table.
     pub max_connections: u32,
     /// Flows in the table that are established.
@@ -53,6 +60,32 @@ pub struct Status {
     pub worker_silence_ms: u64,
     /// What is in force and perhaps not meant.
     pub warnings: Vec<OwnedFinding>,
+}
+
+/// What the worker's engine counts, as of its last sign of life.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct IoView {
+    /// Batches of completions.
+    pub batches: u64,
+    /// Frames from the TAP.
+    pub tap_frames: u64,
+    /// Frames from neighbour and error sockets.
+    pub source_frames: u64,
+    /// Times that a receive socket reported an error.
+    pub source_errors: u64,
+    /// Times that reading the TAP stopped because all buffers were in use. What comes meanwhile
+    /// waits in the TAP's queue, and is lost there once that is full.
+    pub out_of_slots: u64,
+    /// Times that the multishot read was armed.
+    pub armed: u64,
+}
+
+impl From<IoCounters> for IoView {
+    fn from(counters: IoCounters) -> Self {
+        let IoCounters { batches, tap_frames, source_frames, source_errors, out_of_slots, armed } =
+            counters;
+        IoView { batches, tap_frames, source_frames, source_errors, out_of_slots, armed }
+    }
 }
 
 /// A finding as it arrives on the other side.

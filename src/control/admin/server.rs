@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,17 +39,30 @@ pub struct ListenError {
     source: io::Error,
 }
 
+/// A socket on which nobody is answered yet. Its file is removed when this is dropped.
+pub struct Bound {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
 /// The listening socket; it is closed, and its file removed, when this is dropped.
 pub struct Listening {
-    path: PathBuf,
     task: JoinHandle<()>,
+    _file: SocketFile,
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
         self.task.abort();
+    }
+}
+
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
         // A file that is gone already is what was wanted.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -74,15 +87,23 @@ impl From<QueryError> for Refusal {
     }
 }
 
-/// Listens on the configured socket. Only root can connect.
-///
-/// # Errors
-/// When another process listens there, or the directory does not let us.
-pub fn listen(daemon: Rc<Daemon>) -> Result<Listening, ListenError> {
-    let path = daemon.socket_path();
-    let listener = bind(&path).map_err(|source| ListenError { path: path.clone(), source })?;
-    let task = runtime::spawn(accept(listener, daemon));
-    Ok(Listening { path, task })
+impl Bound {
+    /// Binds the socket at `path`. Only root can connect. Clients wait until they are
+    /// [answered](Self::answer).
+    ///
+    /// # Errors
+    /// When another process listens there, or the directory does not let us.
+    pub fn new(path: &Path) -> Result<Self, ListenError> {
+        let refused = |source| ListenError { path: path.to_owned(), source };
+        let listener = bind(path).map_err(refused)?;
+        Ok(Bound { listener, file: SocketFile(path.to_owned()) })
+    }
+
+    /// Answers clients from now on.
+    pub fn answer(self, daemon: Rc<Daemon>) -> Listening {
+        let task = runtime::spawn(accept(self.listener, daemon));
+        Listening { task, _file: self.file }
+    }
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -91,8 +112,11 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
     match std::os::unix::net::UnixStream::connect(path) {
         Ok(_) => return Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
-        // What a killed director left behind.
+        // What a killed director left behind; or a file of somebody's, which refuses too.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                return Err(io::Error::other("this is not a socket; name another path"));
+            }
             std::fs::remove_file(path)?;
         }
         Err(_) => {}
@@ -204,10 +228,17 @@ fn question(query: &str) -> Result<Question, QueryError> {
     })
 }
 
-async fn reload(query: &str, daemon: &Daemon) -> Result<Response<Body>, Refusal> {
+async fn reload(query: &str, daemon: &Rc<Daemon>) -> Result<Response<Body>, Refusal> {
     let query = Query::parse(query, &["dry_run", "now"])?;
     let request = ReloadRequest { dry_run: query.flag("dry_run")?, now: query.flag("now")? };
-    match daemon.reload(request).await {
+    let daemon = Rc::clone(daemon);
+    // On its own: this conversation is dropped when its client goes away, and a reload must not
+    // stop in its middle.
+    let reloading = runtime::spawn(async move { daemon.reload(request).await });
+    let reloaded = reloading.await.map_err(|error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("the reload ended: {error}"))
+    })?;
+    match reloaded {
         Ok(reloaded) => Ok(json(StatusCode::OK, &reloaded)),
         Err(error) => {
             let (drawn, problems) = error.drawn().unwrap_or_default();

@@ -4,6 +4,7 @@ use super::Daemon;
 use crate::control::config::{Announce, Capture};
 use crate::control::finding::Finding;
 use crate::control::firewall::{self, FirewallError};
+use crate::control::netlink::neighbours::{Neighbour, NeighbourKey};
 use crate::dataplane::neighbour::{self, Mac};
 use crate::io::{EgressTarget, JoinedGroups, OpenEgress};
 use std::collections::BTreeSet;
@@ -58,30 +59,60 @@ impl Daemon {
                     VIPs from being tracked by rules of your own (raw table, NOTRACK)";
         let finding = Finding::warning(error.to_string(), help);
         let mut state = self.state.borrow_mut();
+        state.without_rules = true;
         if !state.findings.contains(&finding) {
             tracing::warn!(help, "{error}");
             state.findings.push(finding);
         }
     }
 
+    /// Asks the kernel to keep the next hops `wanted` resolved, and lets go of all others.
+    pub(super) async fn keep_neighbours(&self, wanted: &[NeighbourKey]) {
+        let present = match self.netlink.neighbours().await {
+            Ok(present) => present,
+            Err(error) => {
+                tracing::warn!(%error, "next hops are left to themselves until the next look");
+                return;
+            }
+        };
+        let is =
+            |key: &NeighbourKey, what: fn(&Neighbour) -> bool| present.get(key).is_some_and(what);
+        // An entry that is not managed was made anew since (a flap, a flush), or the kernel is too
+        // old to manage any and has to be asked each time.
+        for key in wanted.iter().filter(|key| !is(key, |n| n.permanent)) {
+            self.state.borrow_mut().kept.insert(*key);
+            if !is(key, |n| n.managed)
+                && let Err(error) = self.netlink.keep_neighbour(*key).await
+            {
+                tracing::warn!(%error, "direct egress may fall back to the kernel");
+            }
+        }
+        let mut leave: Vec<_> = self.state.borrow().kept.iter().copied().collect();
+        leave.retain(|key| !wanted.contains(key));
+        for key in leave {
+            // One that has become permanent meanwhile is an administrator's.
+            if !is(&key, |n| n.permanent)
+                && let Err(error) = self.netlink.release_neighbour(key).await
+            {
+                tracing::warn!(%error, "a neighbour entry stays behind");
+            }
+            self.state.borrow_mut().kept.remove(&key);
+        }
+    }
+
     /// Takes routes and neighbour care back, and the firewall's rules.
     pub(super) async fn leave_host(&self) {
-        let (vips, capture, kept) = {
+        let (vips, capture) = {
             let state = self.state.borrow();
             let vips: Vec<IpAddr> = state.vips_in_force().union(&state.vips).copied().collect();
-            let kept: Vec<_> = state.kept.keys().copied().collect();
-            (vips, state.config.director.capture, kept)
+            (vips, state.config.director.capture)
         };
         if capture == Capture::Route
             && let Err(error) = self.netlink.remove_vip_routes(&vips, self.tap.index()).await
         {
             tracing::error!(%error, "routes of VIPs stay behind");
         }
-        for key in kept {
-            if let Err(error) = self.netlink.release_neighbour(key).await {
-                tracing::warn!(%error, "a neighbour entry stays behind");
-            }
-        }
+        self.keep_neighbours(&[]).await;
         self.state.borrow_mut().groups = None;
         match firewall::remove(self.tap.name()) {
             // Where there can be none, none stay.

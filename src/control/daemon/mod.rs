@@ -4,6 +4,7 @@
 //! anything here; when it ends for whatever reason, so does the process, with an error.
 
 mod host_entry;
+mod host_upkeep;
 mod start;
 mod state;
 mod update;
@@ -13,7 +14,7 @@ pub use start::StartError;
 pub use update::{ReloadError, ReloadRequest};
 pub use views::{ConnectionFilter, PAGE};
 
-use super::admin::server;
+use super::admin::server::Bound;
 use super::build::PathTarget;
 use super::config::{Config, LoadedKey};
 use super::finding::Severity;
@@ -29,7 +30,7 @@ use crate::io::{Choice, EngineError, IoCounters, StateDirectory, Tap, clock};
 use crate::worker::capture::CaptureControl;
 use crate::worker::link::ControlEnd;
 use state::State;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,11 +44,14 @@ const TICK: Duration = Duration::from_millis(100);
 /// Changes on the host come in bursts (a link that goes down changes many routes); they are looked
 /// at together.
 const SETTLE: Duration = Duration::from_millis(100);
-/// How often the host is looked at even when nothing was heard: news can be lost.
+/// How often the host is looked at even when nothing was heard: news can be lost, and of firewall
+/// rules there is none.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// A worker says that it lives every 50 ms. After so many ticks of this thread without a word it is
 /// stuck. Ticks, not time: a host that was suspended wakes both, in any order.
 const SILENT_TICKS: u32 = 50;
+/// How long a change that is under way may take to end when the director stops.
+const CHANGE_ENDS: Duration = Duration::from_secs(10);
 /// How long the worker may take to end what is in flight.
 const WORKER_ENDS: Duration = Duration::from_secs(5);
 
@@ -76,6 +80,8 @@ pub struct Daemon {
     netlink: Netlink,
     tap: Tap,
     engine: Choice,
+    /// How the kernel agreed to run the worker's ring.
+    ring: &'static str,
     counters: Arc<Counters>,
     worker: ControlEnd,
     capture: CaptureControl,
@@ -85,6 +91,8 @@ pub struct Daemon {
     state: RefCell<State>,
     /// Held while the world is changed: a change looks at the host and must not meet another.
     changing: tokio::sync::Mutex<()>,
+    /// Set when the director stops: then nothing is led here any more.
+    stopping: Cell<bool>,
     /// Locked until the process ends.
     _state_directory: StateDirectory,
 }
@@ -95,6 +103,7 @@ struct Started {
     thread: std::thread::JoinHandle<()>,
     ended: oneshot::Receiver<Result<IoCounters, EngineError>>,
     watch: HostWatch,
+    admin: Bound,
 }
 
 /// Runs a director until it is told to stop.
@@ -105,17 +114,23 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     let signals = Signals::listen().map_err(DaemonError::Signals)?;
     let started = start::start(config_path, config).await?;
     let daemon = Rc::clone(&started.daemon);
-    let admin = server::listen(Rc::clone(&daemon)).map_err(StartError::Admin)?;
+    let admin = started.admin.answer(Rc::clone(&daemon));
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(pid = std::process::id(), "ready");
     runtime::spawn(look_at_host(Rc::clone(&daemon)));
-    let Started { daemon, thread, mut ended, watch } = started;
+    let Started { thread, mut ended, watch, .. } = started;
     let result = serve(&daemon, signals, &mut ended, watch).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     drop(admin);
     // First nothing more comes, then what has come is forwarded.
+    daemon.stopping.set(true);
+    let changing = tokio::time::timeout(CHANGE_ENDS, daemon.changing.lock()).await;
+    if changing.is_err() {
+        tracing::error!("a change of the host does not end; it may leave something behind");
+    }
     daemon.leave_host().await;
+    drop(changing);
     // A worker that has ended, or is stuck, is not waited for again.
     if result.is_ok() {
         end_worker(&daemon, ended, thread).await;
@@ -156,6 +171,7 @@ async fn serve(
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // At once: next hops are to be resolved, and what changed during the start is to be seen.
     let mut look = tokio::time::Instant::now();
+    let mut look_at_own = look + LOOK_AGAIN;
     let mut heard = (Time::ZERO, 0);
     loop {
         tokio::select! {
@@ -166,14 +182,24 @@ async fn serve(
             }
             end = &mut *ended => return Err(DaemonError::Worker(how_it_ended(end))),
             change = watch.changed() => {
-                if let Some(wait) = daemon.look_within(change?) {
-                    look = look.min(tokio::time::Instant::now() + wait);
+                let (change, heard) = (change?, tokio::time::Instant::now());
+                if let Some(wait) = daemon.look_within(change) {
+                    look = look.min(heard + wait);
+                }
+                if daemon.concerns_own(change) {
+                    look_at_own = look_at_own.min(heard + SETTLE);
                 }
             }
             () = tokio::time::sleep_until(look) => {
                 look = tokio::time::Instant::now() + LOOK_AGAIN;
                 if let Err(error) = daemon.look_again().await {
                     tracing::error!(%error, "cannot look at the host; the last look stays in force");
+                }
+            }
+            () = tokio::time::sleep_until(look_at_own) => {
+                look_at_own = tokio::time::Instant::now() + LOOK_AGAIN;
+                if let Err(error) = daemon.mend_host().await {
+                    tracing::error!(%error, "cannot see whether VIPs are still led here");
                 }
             }
             _ = tick.tick() => {
@@ -263,11 +289,6 @@ pub(in crate::control) fn now() -> Time {
 }
 
 impl Daemon {
-    /// Where the admin interface listens.
-    pub(in crate::control) fn socket_path(&self) -> PathBuf {
-        self.state.borrow().config.director.socket.clone()
-    }
-
     /// What `adit capture` reads.
     pub(in crate::control) fn capture(&self) -> &CaptureControl {
         &self.capture
@@ -287,7 +308,19 @@ impl Daemon {
             HostChange::Neighbour(key) => {
                 self.state.borrow().survey.next_hops.contains(&key).then_some(SETTLE)
             }
-            HostChange::Other => Some(SETTLE),
+            HostChange::VipRoute => None,
+            HostChange::Device(_) | HostChange::Other => Some(SETTLE),
+        }
+    }
+
+    /// Whether a change may have taken away what leads VIPs here.
+    fn concerns_own(&self, change: HostChange) -> bool {
+        match change {
+            HostChange::VipRoute => true,
+            HostChange::Device(index) => {
+                index == self.tap.index() || index == self.state.borrow().client_index
+            }
+            HostChange::Policy | HostChange::Neighbour(_) | HostChange::Other => false,
         }
     }
 }

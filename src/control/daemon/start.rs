@@ -5,6 +5,7 @@
 
 use super::state::State;
 use super::{Daemon, Started, now};
+use crate::control::admin::server::{Bound, ListenError};
 use crate::control::build::{BuildError, CookieRoot, PathTarget, World};
 use crate::control::config::{Announce, Config, HashKeyError, IoEngine, LoadedKey, config_hash};
 use crate::control::destinations::DESTINATION_CAPACITY;
@@ -34,8 +35,8 @@ use crate::io::{
 use crate::worker::capture::{self, CaptureControl};
 use crate::worker::link::{self, ControlEnd};
 use crate::worker::{self, Worker};
-use std::cell::RefCell;
-use std::collections::{BTreeSet, HashMap};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -67,6 +68,9 @@ pub enum StartError {
     /// The interface cannot carry announcements.
     #[error("the interface {0} is not Ethernet, so there is no ARP on it: set announce = \"none\"")]
     NotEthernet(String),
+    /// The TAP would not take what the interface brings.
+    #[error("{}: {}", .0.message, .0.help)]
+    NarrowTap(Finding),
     /// The TAP.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -93,7 +97,7 @@ pub enum StartError {
     Thread(std::io::Error),
     /// The admin socket.
     #[error(transparent)]
-    Admin(#[from] crate::control::admin::server::ListenError),
+    Admin(#[from] ListenError),
     /// Routes, firewall, announcements.
     #[error("{0}")]
     Host(String),
@@ -112,6 +116,8 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     let client = client_interface(&netlink, &config).await?;
     let geometry = Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY);
     let mut region = FlowRegion::open(&config.director.state_dir, &geometry)?;
+    // Before the host is changed: a director nobody can ask would have to be stopped again.
+    let admin = Bound::new(&config.director.socket)?;
     let tap = open_tap(&config, &client).await?;
     let engine = io::choose(preference(config.director.io), &tap)?;
     tracing::info!(engine = %engine.engine, reason = engine.reason, "io engine chosen");
@@ -130,6 +136,7 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         netlink,
         tap,
         engine,
+        ring: working.ring,
         counters,
         worker: working.link,
         capture: working.capture,
@@ -138,6 +145,7 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         started: now(),
         state: RefCell::new(state),
         changing: tokio::sync::Mutex::new(()),
+        stopping: Cell::new(false),
         _state_directory: region.lock,
     });
     // Flows that were adopted for real servers that are not configured any more.
@@ -148,7 +156,7 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     }
     let hash = config_hash(&daemon.state.borrow().config);
     tracing::info!(%hash, key = daemon.key.fingerprint(), "forwarding");
-    Ok(Started { daemon, thread: working.thread, ended: working.ended, watch })
+    Ok(Started { daemon, thread: working.thread, ended: working.ended, watch, admin })
 }
 
 /// What an earlier process left, in the terms of this one.
@@ -202,6 +210,7 @@ async fn first_state(
         world,
         paths: EgressPaths::new(MAX_EGRESS),
         incomplete: false,
+        unpublished: false,
         snapshot: Arc::new(Snapshot::default()),
         persistence,
         header: region.header,
@@ -212,11 +221,13 @@ async fn first_state(
         next_epoch: now() + COOKIE_EPOCH,
         path_mtus: HashMap::new(),
         vips: BTreeSet::new(),
-        kept: HashMap::new(),
+        kept: HashSet::new(),
         groups: None,
         draining: HashMap::new(),
         next_drain_look: now(),
         findings: Vec::new(),
+        conditions: Vec::new(),
+        without_rules: false,
         client_mac: client.mac.filter(|_| answers),
         client_index: client.index,
         config,
@@ -226,6 +237,7 @@ async fn first_state(
 
 /// A worker on its thread, and what control keeps of it.
 struct Working {
+    ring: &'static str,
     link: ControlEnd,
     capture: CaptureControl,
     thread: std::thread::JoinHandle<()>,
@@ -248,6 +260,8 @@ fn start_worker(
     }
     engine.outer_errors = Some(OuterErrorSockets::open()?);
     let engine = Engine::build(tap, engine)?;
+    let ring = engine.setup();
+    tracing::info!(ring, "the worker's ring");
     let parts = Parts {
         flows,
         fragments: Fragments::new(usize::try_from(tap.mtu()).unwrap_or(usize::MAX), seed()?),
@@ -276,7 +290,7 @@ fn start_worker(
         let _ = tell.send(result);
     })
     .map_err(StartError::Thread)?;
-    Ok(Working { link, capture, thread, ended })
+    Ok(Working { ring, link, capture, thread, ended })
 }
 
 /// Each kernel-routed real server has a socket; the usual soft limit of 1024 is for programs that
@@ -295,6 +309,9 @@ async fn client_interface(netlink: &Netlink, config: &Config) -> Result<Link, St
         netlink.link_by_name(name).await?.ok_or_else(|| StartError::NoInterface(name.clone()))?;
     if config.director.announce == Announce::Arp && link.mac.is_none() {
         return Err(StartError::NotEthernet(name.clone()));
+    }
+    if let Some(narrow) = host::narrow_tap(config, &link) {
+        return Err(StartError::NarrowTap(narrow));
     }
     Ok(link)
 }

@@ -12,7 +12,7 @@ use crate::dataplane::region::{Entry, RegionHeader};
 use crate::dataplane::snapshot::Snapshot;
 use crate::dataplane::time::Time;
 use crate::io::JoinedGroups;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ pub(super) struct State {
     pub(super) paths: EgressPaths<PathTarget>,
     /// Whether a path is missing that should be tried again at the next look.
     pub(super) incomplete: bool,
+    /// Whether something has changed that the worker was not told yet.
+    pub(super) unpublished: bool,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) persistence: PersistenceTable<&'static [Entry]>,
     pub(super) header: &'static RegionHeader,
@@ -34,8 +36,8 @@ pub(super) struct State {
     pub(super) path_mtus: HashMap<RealId, (u16, Time)>,
     /// VIPs that are routed, announced and in the firewall.
     pub(super) vips: BTreeSet<IpAddr>,
-    /// Next hops the kernel was asked to look after, and whether it does so by itself.
-    pub(super) kept: HashMap<NeighbourKey, bool>,
+    /// Next hops the kernel was asked to look after.
+    pub(super) kept: HashSet<NeighbourKey>,
     /// Memberships in the multicast groups of IPv6 VIPs.
     pub(super) groups: Option<JoinedGroups>,
     /// Since when destinations drain.
@@ -44,6 +46,10 @@ pub(super) struct State {
     pub(super) next_drain_look: Time,
     /// What is wrong with the host, as far as was seen at start.
     pub(super) findings: Vec<Finding>,
+    /// What was wrong with it at the last look.
+    pub(super) conditions: Vec<Finding>,
+    /// Whether this kernel cannot have the firewall's rules.
+    pub(super) without_rules: bool,
     /// MAC of the client-facing interface, where Adit answers there.
     pub(super) client_mac: Option<[u8; 6]>,
     /// Number of the client-facing interface.

@@ -16,13 +16,16 @@ use crate::dataplane::packet;
 use crate::dataplane::path_mtu::MTU_LIFETIME;
 use crate::dataplane::persistence::PersistenceEvent;
 use crate::dataplane::scheduler::table::Table;
+use crate::dataplane::time::Time;
 use crate::dataplane::verdict::{EgressId, Event};
 use crate::io::Tap;
 use crate::worker::link::Update;
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::MutexGuard;
 
 /// Persistence entries and events are looked at in pieces, so that no tick takes long.
 const EVENTS_PER_TICK: usize = 8192;
@@ -71,6 +74,9 @@ pub enum ReloadError {
     /// The host cannot be looked at.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// There is nothing to reload any more.
+    #[error("the director is stopping")]
+    Stopping,
     /// The worker does not take it.
     #[error("the worker does not take updates; it is stalled")]
     WorkerBusy,
@@ -134,6 +140,12 @@ pub(super) fn plan(
 }
 
 impl Daemon {
+    /// Waits until the world may be changed; not any more once the director stops.
+    pub(super) async fn change(&self) -> Result<MutexGuard<'_, ()>, ReloadError> {
+        let changing = self.changing.lock().await;
+        if self.stopping.get() { Err(ReloadError::Stopping) } else { Ok(changing) }
+    }
+
     /// Puts what `state` says in force at the worker.
     fn publish(&self) -> Result<(), ReloadError> {
         let mut state = self.state.borrow_mut();
@@ -143,22 +155,29 @@ impl Daemon {
         state.snapshot = snapshot;
         state.paths.commit(planned.paths);
         state.incomplete = planned.incomplete;
+        state.unpublished = false;
         Ok(())
     }
 
     /// Looks at the host again, and tells the worker if the way to a real server is another.
     pub(super) async fn look_again(&self) -> Result<(), ReloadError> {
-        let _changing = self.changing.lock().await;
-        let changed = self.survey().await?;
-        if changed || self.state.borrow().incomplete {
+        let _changing = self.change().await?;
+        self.survey().await?;
+        let due = {
+            let state = self.state.borrow();
+            state.unpublished || state.incomplete
+        };
+        if due {
             self.publish()?;
         }
-        self.keep_neighbours().await;
+        let next_hops = self.state.borrow().survey.next_hops.clone();
+        self.keep_neighbours(&next_hops).await;
         Ok(())
     }
 
-    /// Looks at the way to every real server; whether it is another than before.
-    async fn survey(&self) -> Result<bool, ReloadError> {
+    /// Looks at the way to every real server, and notes whether it is another than before: that
+    /// stays to be told until the worker has taken it.
+    async fn survey(&self) -> Result<(), ReloadError> {
         let (addresses, sources) = {
             let state = self.state.borrow();
             (state.world.real_addresses(&state.config), start::sources(&state.config))
@@ -185,35 +204,8 @@ impl Daemon {
             }
         }
         state.survey = survey;
-        Ok(changed)
-    }
-
-    /// Asks the kernel to keep the next hops resolved, and lets go of those not needed any more.
-    async fn keep_neighbours(&self) {
-        let (keep, release) = {
-            let state = self.state.borrow();
-            let hops = &state.survey.next_hops;
-            // Where the kernel does not look after them by itself, it is asked each time.
-            let keep: Vec<_> =
-                hops.iter().filter(|k| state.kept.get(k) != Some(&true)).copied().collect();
-            let release: Vec<_> =
-                state.kept.keys().filter(|k| !hops.contains(k)).copied().collect();
-            (keep, release)
-        };
-        for key in keep {
-            match self.netlink.keep_neighbour(key).await {
-                Ok(by_itself) => {
-                    self.state.borrow_mut().kept.insert(key, by_itself);
-                }
-                Err(error) => tracing::warn!(%error, "direct egress may fall back to the kernel"),
-            }
-        }
-        for key in release {
-            if let Err(error) = self.netlink.release_neighbour(key).await {
-                tracing::warn!(%error, "a neighbour entry stays behind");
-            }
-            self.state.borrow_mut().kept.remove(&key);
-        }
+        state.unpublished |= changed;
+        Ok(())
     }
 
     /// Reads the configuration file again and puts it in force.
@@ -221,7 +213,7 @@ impl Daemon {
     /// # Errors
     /// When the file is refused; the configuration in force stays.
     pub async fn reload(&self, request: ReloadRequest) -> Result<Reloaded, ReloadError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.change().await?;
         let path = &self.config_path;
         let text = std::fs::read_to_string(path)
             .map_err(|source| ReloadError::Read { path: path.clone(), source })?;
@@ -278,31 +270,63 @@ impl Daemon {
     /// Puts a new configuration in force: at the worker first, then on the host. Where either
     /// refuses, the old one is put back.
     async fn take(&self, new: Config, request: ReloadRequest) -> Result<(), ReloadError> {
-        let (old, destinations) = {
+        let old = {
             let mut state = self.state.borrow_mut();
             let destinations = state.world.destinations.clone();
             if let Err(error) = state.world.enter(&new, &self.counters.destinations) {
+                // The worker has not heard of any of them.
                 state.world.destinations = destinations;
                 return Err(error.into());
             }
-            if request.now {
-                state.world.destinations.cut();
-            }
-            (std::mem::replace(&mut state.config, new), destinations)
+            std::mem::replace(&mut state.config, new)
         };
         if let Err(error) = self.put_in_force().await {
-            {
-                let mut state = self.state.borrow_mut();
-                state.config = old;
-                state.world.destinations = destinations;
-            }
-            if let Err(again) = self.put_in_force().await {
-                tracing::error!(%again, "the old configuration could not be put back as a whole");
-            }
+            self.roll_back(old).await;
             return Err(error);
         }
         self.mark_draining();
+        if request.now {
+            // Only now: a configuration that is not taken cuts nothing.
+            let mut state = self.state.borrow_mut();
+            state.world.destinations.cut();
+            state.unpublished = true;
+            drop(state);
+            self.publish()?;
+        }
         Ok(())
+    }
+
+    /// Puts the configuration before back in force. Destinations that only the refused one had
+    /// drain: the worker has seen them, and flows may have begun.
+    async fn roll_back(&self, old: Config) {
+        {
+            let mut state = self.state.borrow_mut();
+            let State { world, config, draining, .. } = &mut *state;
+            if let Err(error) = world.enter(&old, &self.counters.destinations) {
+                // All of them have their numbers still.
+                tracing::error!(%error, "the old configuration cannot be entered again");
+            }
+            *config = old;
+            let has_flows = |id: DestinationId| {
+                let flows = self.counters.destinations.get(id.index());
+                flows.is_some_and(|c| c.active.get() + c.inactive.get() > 0)
+            };
+            // Those without flows are not waited for: what the host refused is most likely theirs.
+            let taken = u64::try_from(SNAPSHOT_TAKEN.as_nanos()).unwrap_or(u64::MAX);
+            let long_ago = Time(now().0.saturating_sub(taken));
+            let mut idle = HashSet::new();
+            for (id, known) in world.destinations.iter().filter(|(_, known)| !known.configured) {
+                if known.idle || (!draining.contains_key(&id) && !has_flows(id)) {
+                    idle.insert(id);
+                    draining.entry(id).or_insert(long_ago);
+                }
+            }
+            world.destinations.note_idle(|id| idle.contains(&id));
+        }
+        self.mark_draining();
+        if let Err(error) = self.put_in_force().await {
+            tracing::error!(%error, "the old configuration could not be put back as a whole");
+        }
     }
 
     /// Brings worker and host to what the state says.
@@ -310,7 +334,8 @@ impl Daemon {
         self.survey().await?;
         let _tables = self.build_tables().await?;
         self.publish()?;
-        self.keep_neighbours().await;
+        let next_hops = self.state.borrow().survey.next_hops.clone();
+        self.keep_neighbours(&next_hops).await;
         self.enter_host().await.map_err(ReloadError::Host)
     }
 
@@ -395,7 +420,7 @@ impl Daemon {
 
     /// Forgets destinations whose flows have ended, moves the cookies' epoch on.
     async fn end_draining(&self) -> Result<(), ReloadError> {
-        let _changing = self.changing.lock().await;
+        let _changing = self.change().await?;
         let (ended, epoch_ends) = {
             let mut state = self.state.borrow_mut();
             let State { world, draining, .. } = &mut *state;

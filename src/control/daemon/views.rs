@@ -50,7 +50,8 @@ impl Daemon {
         let config_warnings = state.config.warnings();
         let mut warnings: Vec<Finding> =
             config_warnings.into_iter().map(|w| Finding::warning(w.message, w.help)).collect();
-        warnings.extend(state.findings.iter().filter(|f| f.severity != Severity::Note).cloned());
+        let seen = state.findings.iter().chain(&state.conditions);
+        warnings.extend(seen.filter(|f| f.severity != Severity::Note).cloned());
         let silence = self.worker.silence(now()).as_millis();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -64,6 +65,9 @@ impl Daemon {
             interface: director.interface.clone(),
             engine: self.engine.engine.to_string(),
             engine_reason: self.engine.reason.clone(),
+            ring: self.ring.to_owned(),
+            io: self.worker.io_counters().into(),
+            last_send_error: self.worker.last_send_error().map(|errno| errno.to_string()),
             max_connections: director.max_connections,
             active,
             inactive,

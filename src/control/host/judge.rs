@@ -6,6 +6,7 @@ use crate::control::config::{Capture, Config, Ports};
 use crate::control::finding::Finding;
 use crate::control::flow_region::PERSISTENCE_CAPACITY;
 use crate::control::netlink::egress::{Egress, KernelReason};
+use crate::control::netlink::links::Link;
 use crate::control::netlink::routes::RouteKind;
 use crate::dataplane::conntrack;
 use crate::dataplane::region::{Geometry, RegionLayout};
@@ -115,21 +116,24 @@ fn devices(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
             format!("ip link set {name} up"),
         ));
     }
-    if let Some(mtu) = config.director.mtu
-        && u32::from(mtu) < link.mtu
-    {
-        findings.push(Finding::error(
-            format!("`mtu` = {mtu} is less than the {} of {name}", link.mtu),
-            "packets of clients would not fit the TAP: leave the line out",
-        ));
-    }
-    if facts.interface_in_bridge && facts.bridge_netfilter == Some(true) {
+    findings.extend(narrow_tap(config, link));
+    if link.in_bridge && facts.bridge_netfilter == Some(true) {
         findings.push(Finding::warning(
             format!("bridge netfilter is on and {name} belongs to a bridge"),
             "bridged packets pass the IP firewall, which sees one-sided sessions as invalid:\n\
              sysctl -w net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0",
         ));
     }
+}
+
+/// An MTU of the TAP that packets from the client-facing interface would not fit.
+#[must_use]
+pub fn narrow_tap(config: &Config, interface: &Link) -> Option<Finding> {
+    let mtu = config.director.mtu.filter(|mtu| u32::from(*mtu) < interface.mtu)?;
+    Some(Finding::error(
+        format!("`mtu` = {mtu} is less than the {} of {}", interface.mtu, interface.name),
+        "packets of clients would not fit the TAP: leave the line out",
+    ))
 }
 
 fn forwarding(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
@@ -284,7 +288,7 @@ fn output_rules(facts: &HostFacts, chain: &HookChain) -> Option<Finding> {
 fn memory(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     let max = config.director.max_connections;
     let needs = MemoryNeeds::of(config);
-    if facts.state_dir_free.is_some_and(|free| free < needs.region) {
+    if !facts.region_usable && facts.state_dir_free.is_some_and(|free| free < needs.region) {
         findings.push(Finding::error(
             format!("no room for the flow region in {}", config.director.state_dir.display()),
             format!(
@@ -309,6 +313,11 @@ fn mebibytes(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
+/// Sizes of the region that `config` asks for.
+pub(super) fn geometry(config: &Config) -> Geometry {
+    Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY)
+}
+
 /// Memory that a configuration takes at start, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryNeeds {
@@ -323,10 +332,9 @@ impl MemoryNeeds {
     #[must_use]
     pub fn of(config: &Config) -> Self {
         let max = config.director.max_connections;
-        let geometry = Geometry::new(max, 1, PERSISTENCE_CAPACITY);
         let table = conntrack::memory_for(max as usize);
         MemoryNeeds {
-            region: RegionLayout::new(&geometry).length as u64,
+            region: RegionLayout::new(&geometry(config)).length as u64,
             index: (table.total() - table.slots) as u64,
         }
     }
@@ -419,7 +427,6 @@ mod tests {
     use super::*;
     use crate::control::config::parse;
     use crate::control::finding::Severity;
-    use crate::control::netlink::links::Link;
 
     fn config() -> Config {
         let text = "[director]\ninterface = \"eth0\"\n[[service]]\nname = \"db\"\n\
@@ -437,6 +444,7 @@ mod tests {
                 ethernet: true,
                 mac: Some([2; 6]),
                 up: true,
+                in_bridge: false,
             }),
             forwarding_v4: Some(true),
             forwarding_v6: Some(true),
@@ -467,7 +475,7 @@ mod tests {
     #[test]
     fn each_fault_is_named() {
         use Severity::{Error, Warning};
-        let cases: [Case; 18] = [
+        let cases: [Case; 20] = [
             (|f| f.interface = None, Error, "no interface eth0"),
             (|f| f.interface.as_mut().unwrap().up = false, Error, "eth0 is down"),
             (|f| f.forwarding_v4 = Some(false), Error, "IPv4 forwarding is off"),
@@ -478,6 +486,15 @@ mod tests {
             (|f| f.capabilities = Some(!(1 << CAP_NET_RAW)), Error, "CAP_NET_RAW"),
             (|f| f.tun_refused = Some("no".into()), Error, "/dev/net/tun"),
             (|f| f.io_uring_disabled = Some(2), Error, "io_uring is disabled"),
+            (|f| f.io_uring_disabled = Some(1), Warning, "io_uring is restricted"),
+            (
+                |f| {
+                    f.capabilities = Some(!(1 << CAP_IPC_LOCK));
+                    f.memlock = Some(64 << 10);
+                },
+                Error,
+                "the memlock limit is 64 KiB",
+            ),
             (|f| f.nft_missing = true, Error, "nft"),
             (|f| f.memory_available = Some(1 << 20), Error, "max_connections"),
             (|f| f.state_dir_free = Some(1 << 20), Error, "/run/adit"),
@@ -487,7 +504,7 @@ mod tests {
             (|f| f.foreign_sources = vec![IpAddr::from([10, 0, 0, 1])], Error, "10.0.0.1"),
             (
                 |f| {
-                    f.interface_in_bridge = true;
+                    f.interface.as_mut().expect("it has one").in_bridge = true;
                     f.bridge_netfilter = Some(true);
                 },
                 Warning,
@@ -501,6 +518,18 @@ mod tests {
             assert_eq!(findings.len(), 1, "{word}: {findings:?}");
             assert_eq!(findings[0].severity, severity, "{word}");
             assert!(findings[0].message.contains(word), "{word}: {findings:?}");
+            assert!(!findings[0].help.is_empty(), "{word}: says not what to do");
+        }
+    }
+
+    #[test]
+    fn locked_memory_has_a_limit_only_for_those_without_the_capability() {
+        let facts = HostFacts { memlock: Some(64 << 10), ..good() };
+        assert_eq!(judge(&config(), &facts), []);
+        let capabilities = Some(!(1 << CAP_IPC_LOCK));
+        for memlock in [Some(ENOUGH_MEMLOCK), None] {
+            let facts = HostFacts { memlock, capabilities, ..good() };
+            assert_eq!(judge(&config(), &facts), [], "{memlock:?}");
         }
     }
 

@@ -5,7 +5,7 @@ pub mod firewall;
 pub mod judge;
 pub mod observe;
 
-pub use judge::{MemoryNeeds, judge, missing_capabilities};
+pub use judge::{MemoryNeeds, judge, missing_capabilities, narrow_tap};
 pub use observe::{HostFacts, observe};
 
 pub(crate) use observe::capabilities;

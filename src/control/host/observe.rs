@@ -1,8 +1,9 @@
 //! Looking at the host. Nothing here changes anything, and nothing here decides what is good.
 
 use super::firewall::{self, HookChain};
+use super::judge::geometry;
 use crate::control::config::Config;
-use crate::control::flow_region::REGION_FILE;
+use crate::control::flow_region;
 use crate::control::netlink::egress::{FixedSources, Survey};
 use crate::control::netlink::links::Link;
 use crate::control::netlink::routes::{Route, RouteKind};
@@ -17,8 +18,6 @@ use std::path::Path;
 pub struct HostFacts {
     /// The client-facing interface.
     pub interface: Option<Link>,
-    /// Whether it belongs to a bridge.
-    pub interface_in_bridge: bool,
     /// The TAP, where one of that name exists already.
     pub tap: Option<Link>,
     /// `net.ipv4.conf.<interface>.forwarding`
@@ -61,6 +60,8 @@ pub struct HostFacts {
     pub foreign_routes: Vec<IpAddr>,
     /// Bytes free in the state directory's file system; `None` where there is no such directory.
     pub state_dir_free: Option<u64>,
+    /// Whether the region is there already and is used as it is.
+    pub region_usable: bool,
     /// Configured outer sources that are not addresses of this host.
     pub foreign_sources: Vec<IpAddr>,
 }
@@ -113,7 +114,6 @@ fn local(config: &Config) -> HostFacts {
     };
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK);
     HostFacts {
-        interface_in_bridge: Path::new(&format!("/sys/class/net/{interface}/brport")).exists(),
         forwarding_v4: forwarding("ipv4", interface),
         forwarding_v6: match (forwarding("ipv6", interface), forwarding("ipv6", "all")) {
             (Some(own), Some(all)) => Some(own && all),
@@ -139,6 +139,7 @@ fn local(config: &Config) -> HostFacts {
         memlock: limit.ok().map(|(soft, _)| soft).filter(|soft| *soft != libc::RLIM_INFINITY),
         memory_available: memory_available(),
         state_dir_free: free_in(&config.director.state_dir),
+        region_usable: flow_region::is_usable(&config.director.state_dir, &geometry(config)),
         ..HostFacts::default()
     }
 }
@@ -147,10 +148,7 @@ fn local(config: &Config) -> HostFacts {
 fn free_in(directory: &Path) -> Option<u64> {
     let existing = directory.ancestors().find(|path| path.exists())?;
     let system = nix::sys::statvfs::statvfs(existing).ok()?;
-    let free = system.blocks_available().checked_mul(system.fragment_size())?;
-    // A region that is there already is used again, or replaced.
-    let region = fs::metadata(directory.join(REGION_FILE)).map_or(0, |file| file.len());
-    free.checked_add(region)
+    system.blocks_available().checked_mul(system.fragment_size())
 }
 
 /// A single number in a file of /proc.

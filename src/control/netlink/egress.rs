@@ -245,7 +245,15 @@ mod tests {
 
     fn ethernet() -> Link {
         let mac = Some([2, 0, 0, 0, 0, 1]);
-        Link { index: 2, name: "eth0".into(), mtu: 1500, ethernet: true, mac, up: true }
+        Link {
+            index: 2,
+            name: "eth0".into(),
+            mtu: 1500,
+            ethernet: true,
+            mac,
+            up: true,
+            in_bridge: false,
+        }
     }
 
     fn route() -> Route {
@@ -262,8 +270,8 @@ mod tests {
     #[test]
     fn direct_only_where_nothing_is_in_the_way() {
         let real: IpAddr = "10.20.0.11".parse().unwrap();
-        let known = Neighbour { mac: Some([2, 0, 0, 0, 0, 9]), permanent: false };
-        let unknown = Neighbour { mac: None, permanent: false };
+        let known = Neighbour { mac: Some([2, 0, 0, 0, 0, 9]), permanent: false, managed: false };
+        let unknown = Neighbour { mac: None, ..known };
         let none = XfrmPolicies::default();
         let look = |route: &Route, link: &Link, neighbour, policies: Option<&XfrmPolicies>| {
             decide(route, Some(link), neighbour, policies, None, real)

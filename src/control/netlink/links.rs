@@ -2,7 +2,9 @@
 
 use super::{Netlink, NetlinkError};
 use futures_util::TryStreamExt;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage};
+use netlink_packet_route::link::{
+    InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
 
 /// A device as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +21,9 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Whether it is set up.
     pub up: bool,
+    /// Whether it is a port of a bridge. Asked of the kernel, since /sys may show the devices of
+    /// another network namespace.
+    pub in_bridge: bool,
 }
 
 impl Netlink {
@@ -80,6 +85,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        in_bridge: false,
     };
     for attribute in &message.attributes {
         if let LinkAttribute::IfName(name) = attribute {
@@ -88,6 +94,8 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             link.mtu = *mtu;
         } else if let LinkAttribute::Address(address) = attribute {
             link.mac = address.as_slice().try_into().ok();
+        } else if let LinkAttribute::LinkInfo(infos) = attribute {
+            link.in_bridge = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge));
         }
     }
     link

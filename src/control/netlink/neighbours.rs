@@ -2,7 +2,9 @@
 //!
 //! Direct egress writes the next hop's MAC itself, so the kernel sees no use of the neighbour and
 //! would let it grow stale. Linux 5.16 can be told to look after an entry (`NTF_EXT_MANAGED`);
-//! before, each use has to be announced (`NTF_USE`), which makes the kernel probe.
+//! before, each use has to be announced (`NTF_USE`), which makes the kernel probe. An older kernel
+//! skips the attribute it does not know without a word, so a request says both, and the next list
+//! of neighbours shows which was understood.
 
 use super::{Netlink, NetlinkError};
 use futures_util::TryStreamExt;
@@ -23,6 +25,8 @@ pub struct Neighbour {
     pub mac: Option<[u8; 6]>,
     /// Set by an administrator, so never probed.
     pub permanent: bool,
+    /// The kernel keeps it resolved by itself.
+    pub managed: bool,
 }
 
 impl Netlink {
@@ -44,22 +48,25 @@ impl Netlink {
         }
     }
 
-    /// Asks the kernel to resolve a neighbour and to keep it resolved. Returns whether it will
-    /// see to that by itself; otherwise this must be repeated.
+    /// Asks the kernel to resolve a neighbour and to keep it resolved. To be repeated while the
+    /// entry is not [`managed`](Neighbour::managed), and never for one that is permanent: the
+    /// kernel would take that for its own.
     ///
     /// # Errors
-    /// When the kernel refuses both ways.
-    pub async fn keep_neighbour(&self, key: NeighbourKey) -> Result<bool, NetlinkError> {
+    /// When the kernel refuses.
+    pub async fn keep_neighbour(&self, key: NeighbourKey) -> Result<(), NetlinkError> {
+        let (interface, address) = key;
+        let neighbours = self.handle.neighbours();
+        let mut request = neighbours
+            .add(interface, address)
+            .state(NeighbourState::None)
+            .flags(NeighbourFlags::Use)
+            .replace();
         let managed = NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed);
-        match self.announce(key, NeighbourFlags::empty(), Some(managed)).await {
-            Ok(()) => Ok(true),
-            // A kernel before 5.16 does not know the attribute.
-            Err(error) if matches!(error.errno(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
-                self.announce(key, NeighbourFlags::Use, None).await?;
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+        request.message_mut().attributes.push(managed);
+        request.execute().await.map_err(|error| {
+            NetlinkError::request(format!("cannot look after the neighbour {address}"), error)
+        })
     }
 
     /// Leaves a neighbour to itself again: the entry goes, and comes back when somebody needs it.
@@ -84,35 +91,19 @@ impl Netlink {
             }
         }
     }
-
-    async fn announce(
-        &self,
-        (interface, address): NeighbourKey,
-        flags: NeighbourFlags,
-        extra: Option<NeighbourAttribute>,
-    ) -> Result<(), NetlinkError> {
-        let mut request = self
-            .handle
-            .neighbours()
-            .add(interface, address)
-            .state(NeighbourState::None)
-            .flags(flags)
-            .replace();
-        request.message_mut().attributes.extend(extra);
-        request.execute().await.map_err(|error| {
-            NetlinkError::request(format!("cannot look after the neighbour {address}"), error)
-        })
-    }
 }
 
 pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Neighbour)> {
     let mut address = None;
     let mut mac = None;
+    let mut managed = false;
     for attribute in &message.attributes {
         if let NeighbourAttribute::Destination(destination) = attribute {
             address = ip(destination);
         } else if let NeighbourAttribute::LinkLocalAddress(bytes) = attribute {
             mac = <[u8; 6]>::try_from(bytes.as_slice()).ok();
+        } else if let NeighbourAttribute::ExtFlags(flags) = attribute {
+            managed = flags.contains(NeighbourExtFlags::Managed);
         }
     }
     let state = message.header.state;
@@ -126,8 +117,8 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Nei
             | NeighbourState::Permanent
             | NeighbourState::Noarp
     );
-    let neighbour =
-        Neighbour { mac: mac.filter(|_| usable), permanent: state == NeighbourState::Permanent };
+    let permanent = state == NeighbourState::Permanent;
+    let neighbour = Neighbour { mac: mac.filter(|_| usable), permanent, managed };
     Some(((message.header.ifindex, address?), neighbour))
 }
 

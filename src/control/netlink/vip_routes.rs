@@ -16,6 +16,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
+use std::fmt;
 use std::net::IpAddr;
 
 /// `rtm_protocol` of Adit's routes: above 128 the numbers are free for anybody
@@ -35,6 +36,15 @@ pub struct VipRoute {
     pub vip: IpAddr,
     /// The TAP it leads to; `None` for the blackhole behind.
     pub tap: Option<u32>,
+}
+
+impl fmt::Display for VipRoute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.tap {
+            Some(_) => write!(f, "the route of {} to the TAP", self.vip),
+            None => write!(f, "the blackhole route of {}", self.vip),
+        }
+    }
 }
 
 impl VipRoute {
@@ -80,7 +90,7 @@ impl Netlink {
         let present = self.vip_routes().await?;
         let wanted: Vec<VipRoute> = vips.iter().flat_map(|vip| VipRoute::pair(*vip, tap)).collect();
         for route in wanted.iter().filter(|route| !present.contains(route)) {
-            self.add_vip_route(*route).await?;
+            self.add_vip_route(*route, &present).await?;
         }
         for route in stale(&present, &wanted, tap) {
             self.remove_vip_route(route).await?;
@@ -88,15 +98,31 @@ impl Netlink {
         Ok(())
     }
 
-    /// Removes the routes of `vips`, first those to the TAP.
+    /// Routes of `vips` to `tap`, and those behind them, that are not there.
+    ///
+    /// # Errors
+    /// When the kernel does not answer.
+    pub async fn missing_vip_routes(
+        &self,
+        vips: &[IpAddr],
+        tap: u32,
+    ) -> Result<Vec<VipRoute>, NetlinkError> {
+        let present = self.vip_routes().await?;
+        let wanted = vips.iter().flat_map(|vip| VipRoute::pair(*vip, tap));
+        Ok(wanted.filter(|route| !present.contains(route)).collect())
+    }
+
+    /// Removes the routes of `vips`, first those to the TAP. The blackhole route behind another
+    /// director's stays.
     ///
     /// # Errors
     /// When the kernel refuses; routes that are gone already are no error.
     pub async fn remove_vip_routes(&self, vips: &[IpAddr], tap: u32) -> Result<(), NetlinkError> {
-        for vip in vips {
-            let [behind, to_tap] = VipRoute::pair(*vip, tap);
-            self.remove_vip_route(to_tap).await?;
-            self.remove_vip_route(behind).await?;
+        let mut ours = stale(&self.vip_routes().await?, &[], tap);
+        ours.retain(|route| vips.contains(&route.vip));
+        ours.sort_by_key(|route| route.tap.is_none());
+        for route in ours {
+            self.remove_vip_route(route).await?;
         }
         Ok(())
     }
@@ -143,16 +169,28 @@ impl Netlink {
         Ok(found)
     }
 
-    async fn add_vip_route(&self, route: VipRoute) -> Result<(), NetlinkError> {
+    async fn add_vip_route(
+        &self,
+        route: VipRoute,
+        present: &[VipRoute],
+    ) -> Result<(), NetlinkError> {
         let VipRoute { vip, tap } = route;
         self.handle.route().add(route.message()).execute().await.map_err(|error| {
             let error = NetlinkError::request(format!("cannot add a route for {vip}"), error);
             if error.errno() == Some(libc::EEXIST) {
                 let metric = if tap.is_some() { TAP_METRIC } else { BLACKHOLE_METRIC };
-                let what = format!(
-                    "there is a route for {vip} with metric {metric} already, which Adit did not \
-                     make; remove it (ip route show {vip}), or use capture = \"manual\""
-                );
+                let other = |r: &VipRoute| r.vip == vip && r.tap.is_some() && r.tap != tap;
+                let what = if present.iter().any(other) {
+                    format!(
+                        "another director on this host has {vip} on its own TAP (ip route show \
+                         {vip}); stop that one, or configure other VIPs"
+                    )
+                } else {
+                    format!(
+                        "there is a route for {vip} with metric {metric} already, which Adit did \
+                         not make; remove it (ip route show {vip}), or use capture = \"manual\""
+                    )
+                };
                 return NetlinkError::new(what, std::io::Error::from_raw_os_error(libc::EEXIST));
             }
             error

@@ -1,12 +1,14 @@
 //! Hearing of changes on the host.
 
 use super::neighbours::{NeighbourKey, neighbour};
+use super::vip_routes::ROUTE_PROTOCOL;
 use super::{NetlinkError, xfrm};
 use crate::control::runtime;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::route::RouteProtocol;
 use netlink_sys::{AsyncSocketExt, TokioSocket};
 use rtnetlink::MulticastGroup;
 use std::io;
@@ -18,8 +20,11 @@ pub enum HostChange {
     Neighbour(NeighbourKey),
     /// IPsec policies.
     Policy,
-    /// Links, addresses, routes or rules; or some messages were lost, which may have been any of
-    /// them.
+    /// A route of a VIP to a TAP, or the one behind it.
+    VipRoute,
+    /// The device of this number.
+    Device(u32),
+    /// Addresses, routes or rules; or some messages were lost, which may have been any of them.
     Other,
 }
 
@@ -89,12 +94,19 @@ impl HostWatch {
 }
 
 fn change(message: &NetlinkMessage<RouteNetlinkMessage>) -> HostChange {
-    if let NetlinkPayload::InnerMessage(
-        RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message),
-    ) = &message.payload
-        && let Some((key, _)) = neighbour(message)
+    let NetlinkPayload::InnerMessage(message) = &message.payload else { return HostChange::Other };
+    if let RouteNetlinkMessage::NewNeighbour(message) | RouteNetlinkMessage::DelNeighbour(message) =
+        message
     {
-        return HostChange::Neighbour(key);
+        return neighbour(message).map_or(HostChange::Other, |(key, _)| HostChange::Neighbour(key));
+    }
+    if let RouteNetlinkMessage::NewLink(message) | RouteNetlinkMessage::DelLink(message) = message {
+        return HostChange::Device(message.header.index);
+    }
+    if let RouteNetlinkMessage::NewRoute(message) | RouteNetlinkMessage::DelRoute(message) = message
+        && message.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
+    {
+        return HostChange::VipRoute;
     }
     HostChange::Other
 }
