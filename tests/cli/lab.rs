@@ -6,18 +6,25 @@ use serde_json::Value;
 use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 pub(crate) const ADIT: &str = env!("CARGO_BIN_EXE_adit");
+
+/// A command that is killed when this thread ends, in whatever way the test does.
+fn until_test_ends(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", program]);
+    command
+}
 
 /// A namespace, gone with its holder.
 struct Host(Child);
 
 impl Host {
     fn new() -> Self {
-        let child = Command::new("unshare").args(["-n", "sleep", "120"]).spawn().unwrap();
+        let child = until_test_ends("unshare").args(["-n", "sleep", "infinity"]).spawn().unwrap();
         let host = Host(child);
         let here = std::fs::read_link("/proc/self/ns/net").unwrap();
         let there = format!("/proc/{}/ns/net", host.0.id());
@@ -29,7 +36,7 @@ impl Host {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = until_test_ends("nsenter");
         command.args(["-t", &self.0.id().to_string(), "-n", program]);
         command
     }
@@ -57,6 +64,7 @@ pub(crate) struct Lab {
     director: Host,
     reals: Host,
     running: Option<Child>,
+    mounted: Option<PathBuf>,
     directory: tempfile::TempDir,
 }
 
@@ -71,6 +79,7 @@ pub(crate) fn lab() -> Option<Lab> {
         director: Host::new(),
         reals: Host::new(),
         running: None,
+        mounted: None,
         directory: tempfile::tempdir().unwrap(),
     };
     let (c, d, r) = (lab.client.0.id(), lab.director.0.id(), lab.reals.0.id());
@@ -114,9 +123,18 @@ impl Lab {
 
     /// A command of `adit` on the director's host.
     pub(crate) fn adit(&self, words: &str) -> Output {
-        let mut command = self.director.command(ADIT);
-        command.arg("--config").arg(self.file("adit.toml")).args(words.split(' '));
+        // Some commands are to be refused; if one is not, it must not run for ever.
+        let mut command = self.director.command("timeout");
+        command.args(["60", ADIT, "--config"]).arg(self.file("adit.toml")).args(words.split(' '));
         command.output().unwrap()
+    }
+
+    /// The same with a limit of locked memory, in bytes, and without the capability to exceed it.
+    pub(crate) fn adit_with_memlock(&self, bytes: u64, words: &str) -> Output {
+        let mut command = self.director.command("prlimit");
+        command.arg(format!("--memlock={bytes}"));
+        command.args(["setpriv", "--bounding-set=-ipc_lock", ADIT, "--config"]);
+        command.arg(self.file("adit.toml")).args(words.split(' ')).output().unwrap()
     }
 
     /// One that must succeed; its output.
@@ -183,9 +201,23 @@ impl Lab {
         Some(status.code())
     }
 
+    /// Whether a file is there for the director's host.
+    pub(crate) fn has(&self, file: &str) -> bool {
+        self.director.command("test").args(["-e", file]).status().unwrap().success()
+    }
+
     /// Output of a command on the director's host.
     pub(crate) fn on_director(&self, line: &str) -> String {
         self.director.run(line)
+    }
+
+    /// Mounts a file system of so much room, gone with the test's directory.
+    pub(crate) fn mount_small(&mut self, at: &Path, size: &str) {
+        let options = format!("size={size}");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(at);
+        assert!(mount.status().unwrap().success());
+        self.mounted = Some(at.to_owned());
     }
 
     /// Sends a datagram from a port of the client.
@@ -221,18 +253,22 @@ impl Drop for Lab {
             let _ = child.kill();
             let _ = child.wait();
         }
+        if let Some(mounted) = &self.mounted {
+            // Lazily: what a killed director had mapped may take a moment to go.
+            let _ = Command::new("umount").arg("--lazy").arg(mounted).status();
+        }
     }
 }
 
-/// Asks again until there is an answer, for at most twenty seconds.
-#[allow(clippy::disallowed_methods, reason = "a test's deadline")]
+/// Asks again until there is an answer, for at most a minute: computers that test are busy.
+#[allow(clippy::disallowed_methods, reason = "a test's deadline, and a pause between two looks")]
 pub(crate) fn eventually<T>(what: &str, mut question: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(answer) = question() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "not within twenty seconds: {what}");
-        std::thread::yield_now();
+        assert!(Instant::now() < deadline, "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
