@@ -267,7 +267,8 @@ impl<S: AsRef<[Entry]>> World<S> {
             tap_mac: around.tap_mac,
             client_mac: around.client_mac,
             // Routing into the TAP has lowered it; what somebody else brings there may not have
-            // been routed at all, and must not circle for ever.
+            // been routed at all, and must not circle for ever. Where it has been, it is lowered
+            // twice.
             decrement_hop_limit: config.director.capture == config::Capture::Manual,
             reset_unknown: true,
         })

@@ -1,4 +1,4 @@
-//! Waking a worker from another thread, and pinning it to a exchange.
+//! Waking a worker from another thread, and pinning it to a core.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl AsFd for Waker {
     }
 }
 
-/// Binds the calling thread to one exchange.
+/// Binds the calling thread to one core.
 ///
 /// # Errors
 /// `EINVAL` when the core does not exist or is not in the process's cpuset.

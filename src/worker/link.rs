@@ -93,8 +93,9 @@ impl WorkerEnd {
     }
 
     pub(super) fn retire(&self, snapshot: Arc<Snapshot>) {
-        // When control has not collected for many updates the worker frees it itself.
-        let _ = self.shared.retired.push(snapshot);
+        // There is room: control collects before it publishes, and twice as many fit as may wait.
+        let kept = self.shared.retired.push(snapshot);
+        debug_assert!(kept.is_ok(), "more snapshots were retired than published");
     }
 
     pub(super) fn event(&self, event: Event) -> bool {
@@ -179,5 +180,51 @@ impl ControlEnd {
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Release);
         self.waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test panics on purpose")]
+
+    use super::*;
+
+    #[test]
+    fn the_worker_never_frees_a_snapshot() {
+        let (control, worker) = link(Waker::new().unwrap());
+        let mut looked_at = Arc::new(Snapshot::default());
+        // As many as can wait at once, again and again.
+        for _ in 0..3 {
+            let mut published = Vec::new();
+            for _ in 0..UPDATES {
+                let snapshot = Arc::new(Snapshot::default());
+                published.push(Arc::downgrade(&snapshot));
+                let update = Update { install: Vec::new(), snapshot, remove: Vec::new() };
+                control.publish(update).unwrap();
+            }
+            while let Some(update) = worker.next_update() {
+                worker.retire(std::mem::replace(&mut looked_at, update.snapshot));
+            }
+            assert!(published.iter().all(|snapshot| snapshot.strong_count() == 1));
+            control.collect_retired();
+            let (last, others) = published.split_last().unwrap();
+            assert!(others.iter().all(|snapshot| snapshot.strong_count() == 0));
+            assert_eq!(last.strong_count(), 1, "it is in force");
+        }
+    }
+
+    #[test]
+    fn a_worker_that_takes_nothing_is_busy_and_the_update_comes_back() {
+        let (control, _worker) = link(Waker::new().unwrap());
+        let update = |generation| Update {
+            install: Vec::new(),
+            snapshot: Arc::new(Snapshot { generation, ..Snapshot::default() }),
+            remove: Vec::new(),
+        };
+        for _ in 0..UPDATES {
+            control.publish(update(1)).unwrap();
+        }
+        let WorkerBusy(refused) = control.publish(update(2)).unwrap_err();
+        assert_eq!(refused.snapshot.generation, 2);
     }
 }
