@@ -15,7 +15,7 @@ use std::{
 use adit::dataplane::{
     scheduler::SchedulerKind,
     service::{Ports, Protocol},
-    verdict::{SendResult, Source, Verdict},
+    verdict::{DropReason, SendResult, Source, Verdict},
 };
 use world::{ServiceSpec, World, frames, frames::Tcp, snapshot};
 
@@ -60,10 +60,46 @@ fn allocations(work: impl FnOnce()) -> u64 {
     COUNTED.with(|counted| counted.take()).unwrap()
 }
 
-/// Frames of every kind: hits, misses, fragments both ways, ICMP, neighbours, too big, junk.
-fn mixed_frames() -> Vec<Vec<u8>> {
-    const VIP: &str = "198.51.100.10:5432";
-    const VIP_V6: &str = "[2001:db8:1::10]:5432";
+const VIP: &str = "198.51.100.10:5432";
+const VIP_V6: &str = "[2001:db8:1::10]:5432";
+
+/// Frames of every kind: hits, misses, fragments both ways, ICMP, neighbours, too big, junk; and
+/// where they come in.
+fn mixed_frames() -> Vec<(Source, Vec<u8>)> {
+    let mut frames = clients_frames();
+    let mut others = others_frames().into_iter().cycle();
+    // Everybody else speaks once in a hundred frames.
+    (0..frames.len() / 100).rev().for_each(|at| frames.insert(at * 100, others.next().unwrap()));
+    frames
+}
+
+/// What neighbours and routers send: questions for the VIPs' hardware addresses, an impostor's
+/// announcement, and errors about outer packets, believed and forged.
+fn others_frames() -> Vec<(Source, Vec<u8>)> {
+    // The same secrets and addresses make the same outer packets.
+    let mut world = world();
+    let mut outer = |client: &str| {
+        world.receive(&Tcp::syn(client, VIP).frame());
+        let outcome = world.receive(&Tcp::data(client, VIP, 0, b"select").frame());
+        outcome.outputs[0].bytes[14..].to_vec()
+    };
+    let mut frames = vec![
+        (Source::Neighbour, frames::arp_request("198.51.100.1", "198.51.100.10")),
+        (Source::Neighbour, frames::arp_request("198.51.100.10", "198.51.100.10")),
+        (Source::Neighbour, frames::arp_request("198.51.100.1", "198.51.100.77")),
+    ];
+    // In whole and as little as RFC 792 asks for.
+    let outer = outer("192.0.0.1:1024");
+    for quoted in [outer.len(), 28] {
+        frames.push((Source::OuterError, frames::fragmentation_needed(&outer, quoted, 1400)));
+        let mut forged = outer.clone();
+        forged[4] ^= 0xff;
+        frames.push((Source::OuterError, frames::fragmentation_needed(&forged, quoted, 1300)));
+    }
+    frames
+}
+
+fn clients_frames() -> Vec<(Source, Vec<u8>)> {
     let mut frames = Vec::new();
     for client in 0..2000u32 {
         let port = 1024 + client * 17 % 60_000;
@@ -88,7 +124,18 @@ fn mixed_frames() -> Vec<Vec<u8>> {
                 }
                 frames.extend(pieces);
             }
-            4 => frames.push(frames::echo_request("192.0.2.9", "198.51.100.10")),
+            4 => {
+                frames.push(frames::echo_request("192.0.2.9", "198.51.100.10"));
+                // A router of the client's path, about a packet of the real server.
+                let (client, vip) = frames::ends(&address, VIP);
+                let mut answer = Vec::new();
+                frames::ip(vip.ip(), client.ip(), 60, true)
+                    .tcp(vip.port(), client.port(), 9, 1000)
+                    .write(&mut answer, &[])
+                    .unwrap();
+                let quoted = &answer[14..42];
+                frames.push(frames::destination_unreachable("192.0.2.9", "198.51.100.10", quoted));
+            }
             5 => {
                 frames.push(frames::arp_request("198.51.100.1", "198.51.100.10"));
                 frames.push(frames::arp_request("198.51.100.1", "198.51.100.77"));
@@ -105,7 +152,7 @@ fn mixed_frames() -> Vec<Vec<u8>> {
             }
         }
     }
-    frames
+    frames.into_iter().map(|frame| (Source::Tap, frame)).collect()
 }
 
 fn world() -> World {
@@ -141,13 +188,12 @@ fn a_million_mixed_frames_allocate_nothing() {
     let mut verdicts = [0u64; 6];
     let total = 1_000_000;
     let allocated = allocations(|| {
-        for (number, frame) in frames.iter().cycle().take(total).enumerate() {
+        for (number, (source, frame)) in frames.iter().cycle().take(total).enumerate() {
             if number % 100 == 0 {
                 world.advance(Duration::from_millis(7));
                 world.tick();
             }
-            let source = if number % 5000 == 0 { Source::OuterError } else { Source::Tap };
-            let verdict = world.pass(source, frame, SendResult::Sent);
+            let verdict = world.pass(*source, frame, SendResult::Sent);
             verdicts[match verdict {
                 Verdict::Forward { .. } => 0,
                 Verdict::Fragmented => 1,
@@ -160,7 +206,17 @@ fn a_million_mixed_frames_allocate_nothing() {
     });
     assert_eq!(allocated, 0);
     assert!(verdicts.iter().all(|count| *count > 0), "every verdict has its turn: {verdicts:?}");
-    assert!(world.counters.worker.evicted_unproven.get() > 0, "eviction has its turn");
+    let worker = &world.counters.worker;
+    for (what, count) in [
+        ("eviction", worker.evicted_unproven.get()),
+        ("an error of a client's path", worker.icmp_forwarded.get()),
+        ("a path MTU", worker.path_mtu_updates.get()),
+        ("a forged error", world.counters.dropped(DropReason::ForgedError).get()),
+        ("a neighbour's question", worker.neighbour_answers.get()),
+        ("an impostor", worker.address_conflicts.get()),
+    ] {
+        assert!(count > 0, "{what} has its turn");
+    }
     assert!(world.counters.ledger_balances());
     assert_eq!(world.counters.worker.received.get(), total as u64);
 }

@@ -12,11 +12,14 @@ use adit::dataplane::{
     scheduler::{Member, SchedulerKind},
     verdict::{DropReason, Event, SendResult, Source, Verdict},
 };
-use etherparse::{Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4::DestUnreachableHeader};
+use etherparse::{Icmpv6Type, PacketBuilder};
 
-use world::{ServiceSpec, World, frames::Tcp, snapshot};
+use world::{
+    ServiceSpec, World,
+    frames::{Tcp, fragmentation_needed},
+    snapshot,
+};
 
-const ROUTER: [u8; 4] = [192, 0, 2, 1];
 const CLIENT: &str = "203.0.113.7:40000";
 const VIP: &str = "198.51.100.10:5432";
 const CLIENT_V6: &str = "[2001:db8:9::7]:40000";
@@ -36,18 +39,6 @@ fn session() -> (World, Vec<u8>) {
     let outer = forwarded(&mut world, &Tcp::data(CLIENT, VIP, 0, &[7; 1440]).frame());
     assert_eq!(outer.len(), 1500);
     (world, outer)
-}
-
-/// A router's fragmentation-needed about `outer`, quoting `quoted` bytes of it.
-fn fragmentation_needed(outer: &[u8], quoted: usize, mtu: u16) -> Vec<u8> {
-    let source = outer[12..16].try_into().unwrap();
-    let too_big = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu };
-    let mut packet = Vec::new();
-    PacketBuilder::ipv4(ROUTER, source, 60)
-        .icmpv4(Icmpv4Type::DestinationUnreachable(too_big))
-        .write(&mut packet, &outer[..quoted])
-        .unwrap();
-    packet
 }
 
 fn packet_too_big(outer: &[u8], quoted: usize, mtu: u32) -> Vec<u8> {

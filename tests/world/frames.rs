@@ -1,6 +1,6 @@
 //! Frames that clients and hosts send, built with etherparse.
 
-use etherparse::{PacketBuilder, PacketBuilderStep};
+use etherparse::{Icmpv4Type, PacketBuilder, PacketBuilderStep, icmpv4::DestUnreachableHeader};
 use std::net::{IpAddr, SocketAddr};
 
 use super::{HOST_MAC, TAP_MAC};
@@ -143,6 +143,19 @@ pub fn destination_unreachable(router: &str, vip: &str, quoted: &[u8]) -> Vec<u8
     let mut frame = Vec::new();
     ip(router, vip, 64, false).icmpv4_raw(3, 1, [0; 4]).write(&mut frame, quoted).unwrap();
     frame
+}
+
+/// A router's fragmentation-needed about the outer packet `outer`, quoting `quoted` bytes of it: an
+/// IP packet without link header.
+pub fn fragmentation_needed(outer: &[u8], quoted: usize, mtu: u16) -> Vec<u8> {
+    let source = outer[12..16].try_into().unwrap();
+    let too_big = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: mtu };
+    let mut packet = Vec::new();
+    PacketBuilder::ipv4([192, 0, 2, 1], source, 60)
+        .icmpv4(Icmpv4Type::DestinationUnreachable(too_big))
+        .write(&mut packet, &outer[..quoted])
+        .unwrap();
+    packet
 }
 
 /// Cuts a whole frame into IP fragments of at most `mtu` bytes (IPv4 by RFC 791, IPv6 with a
