@@ -52,7 +52,9 @@ pub enum EgressTarget {
         source: Option<IpAddr>,
     },
     /// Through the kernel's routing and IPsec policies, which see the tunnel's protocol. Frames are
-    /// inner packets; the kernel writes the outer header, and fragments where that is needed.
+    /// inner packets; the kernel writes the outer header, and fragments where that is needed. DF,
+    /// DSCP and ECN of the inner packet are not copied to it: they are the socket's, the same for
+    /// all packets.
     Protected {
         /// The outer destination.
         destination: IpAddr,
