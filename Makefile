@@ -78,7 +78,8 @@ fuzz: deps-fuzz ## Fuzz every target for FUZZ_SECONDS (default 600) each
 fuzz-ci: deps-fuzz
 	$(foreach target,$(FUZZ_TARGETS),$(call fuzz_target,$(target),$(CI_FUZZ_SECONDS),-seed=1))
 
-install: build install-built ## Install binaries, man pages, completions and the systemd unit below PREFIX (default /usr/local)
+install: build ## Install binaries, man pages, completions and the systemd unit below PREFIX (default /usr/local)
+	@$(MAKE) --no-print-directory install-built
 
 # Without building, so that packages and a test of the installation can bring their own BINARIES.
 BINARIES ?= target/release

@@ -112,6 +112,15 @@ pub enum PlanError {
     /// Nothing to serve.
     #[error("no VIP is given")]
     NoVip,
+    /// The tunnel device has another local address, and VIPs on it.
+    #[error(
+        "{TUNNEL6} unwraps what is sent to {local}, and would lose its VIPs: remove them first \
+         (adit-realserver remove), or keep that address (--local {local})"
+    )]
+    OtherTunnel {
+        /// What it unwraps.
+        local: Ipv6Addr,
+    },
     /// The segment size cannot be announced by a route that does not exist.
     #[error("{vip}: no nftables `inet` family and no default route to announce a segment size by")]
     NoRoute {
@@ -148,8 +157,7 @@ const SYSCTLS: [(&str, &str); 3] = [
 
 /// Steps that make the host a real server. The ARP values come before the VIP: the other
 /// order answers for the VIP in between. All steps may be repeated. `tunnel6` is the local address
-/// of [`TUNNEL6`] where the host has that device: it is only made anew when it is another, since
-/// the VIPs on it would be gone for a moment.
+/// of [`TUNNEL6`] where the host has that device.
 ///
 /// # Errors
 /// See [`PlanError`].
@@ -179,10 +187,16 @@ pub fn apply(
     for (name, value) in SYSCTLS {
         steps.push(Step::Sysctl { name: name.to_owned(), value: value.to_owned() });
     }
+    if let (Outer::V6(local), Some(other)) = (desired.outer, tunnel6)
+        && local != other
+    {
+        return Err(PlanError::OtherTunnel { local: other });
+    }
     for &device in &devices {
         if let Outer::V6(local) = desired.outer
-            && tunnel6 != Some(local)
+            && tunnel6.is_none()
         {
+            // One of that name that does not unwrap both versions is of no use.
             steps.push(Step::IpIfPresent(format!("link del {device}")));
             steps.push(Step::Ip(format!(
                 "link add {device} type ip6tnl mode any local {local} remote :: encaplimit none"
@@ -211,9 +225,7 @@ pub fn remove(vips: &[IpAddr], outer: Outer, others: &[IpAddr]) -> Vec<Step> {
     for &vip in vips {
         let (device, bits) = (device(vip, outer), if vip.is_ipv4() { 32 } else { 128 });
         steps.push(Step::IpIfPresent(format!("addr del {vip}/{bits} dev {device}")));
-        let version = if vip.is_ipv4() { "-4" } else { "-6" };
-        steps.push(Step::IpIfPresent(format!("{version} rule del from {vip} lookup {MSS_TABLE}")));
-        steps.push(Step::NftDelete(format!("chain {}", nft_chain(vip))));
+        steps.extend(unclamp(vip));
     }
     if !others.is_empty() {
         return steps;
@@ -257,9 +269,19 @@ fn nft_chain(vip: IpAddr) -> String {
     format!("inet {NFT_TABLE} vip_{vip}")
 }
 
+/// Steps that take the limit of a VIP's segments away, whichever way it was set.
+fn unclamp(vip: IpAddr) -> [Step; 2] {
+    let version = if vip.is_ipv4() { "-4" } else { "-6" };
+    [
+        Step::IpIfPresent(format!("{version} rule del from {vip} lookup {MSS_TABLE}")),
+        Step::NftDelete(format!("chain {}", nft_chain(vip))),
+    ]
+}
+
 fn clamp(desired: &Desired, method: &MssMethod) -> Result<Vec<Step>, PlanError> {
     let Mss::ForPathMtu(path_mtu) = desired.mss else {
-        return Ok(Vec::new());
+        // An earlier run may have limited them.
+        return Ok(desired.vips.iter().flat_map(|&vip| unclamp(vip)).collect());
     };
     match method {
         MssMethod::Nftables => {
@@ -355,7 +377,9 @@ mod tests {
         let with = |tunnel6| text(&apply(&wanted, &MssMethod::Nftables, tunnel6).unwrap());
         let made = |steps: &[String]| steps.iter().any(|step| step.contains("link add adit-ip6"));
         assert!(made(&with(None)));
-        assert!(made(&with(Some("fd00::2".parse().unwrap()))), "another address");
+        let other = "fd00::2".parse().unwrap();
+        let refused = apply(&wanted, &MssMethod::Nftables, Some(other));
+        assert_eq!(refused, Err(PlanError::OtherTunnel { local: other }));
         let again = with(Some(local));
         assert!(!made(&again) && !again.iter().any(|s| s.contains("link del")), "{again:?}");
     }

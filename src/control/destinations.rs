@@ -132,10 +132,10 @@ impl Destinations {
         Ok(id)
     }
 
-    /// Takes what drains out of force: its connections are cut.
-    pub fn cut(&mut self) {
+    /// Takes those that drain and are meant out of force: their connections are cut.
+    pub fn cut(&mut self, mut is_meant: impl FnMut(&Known) -> bool) {
         for known in self.by_id.iter_mut().flatten() {
-            known.cut |= !known.configured;
+            known.cut |= !known.configured && is_meant(known);
         }
     }
 

@@ -10,13 +10,19 @@
 //! hook and stay tracked.
 
 use std::fmt::Write as _;
-use std::io::{self, Write};
+use std::io;
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 
 /// Before `NF_IP_PRI_CONNTRACK_DEFRAG` (-400): what the kernel calls
 /// `NF_IP_PRI_RAW_BEFORE_DEFRAG`.
 const PRIORITY: i32 = -450;
+
+/// How long `nft` may take: it waits for others that change rules, and large rulesets take seconds.
+pub const NFT_ENDS: Duration = Duration::from_secs(20);
 
 /// Why the rules are not in force.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +36,9 @@ pub enum FirewallError {
     /// The kernel has no nf_tables for the family `inet`.
     #[error("this kernel cannot have Adit's notrack rules: it has no nf_tables of family inet")]
     NoTables,
+    /// `nft` did not come to an end, and was ended.
+    #[error("nft has not ended within {} s, and was stopped: does another program hold the ruleset?", NFT_ENDS.as_secs())]
+    Stalled,
     /// `nft` did not take the rules.
     #[error("nft refuses Adit's rules: {0}")]
     Refused(String),
@@ -57,9 +66,9 @@ impl Rules {
     /// twice is the same as once.
     ///
     /// # Errors
-    /// When `nft` is missing or refuses.
-    pub fn apply(&self) -> Result<(), FirewallError> {
-        run_nft(&self.script())
+    /// When `nft` is missing, refuses or stalls.
+    pub async fn apply(&self) -> Result<(), FirewallError> {
+        load(&self.script()).await
     }
 
     /// The transaction: make the table if need be, so that deleting it cannot fail, and make it
@@ -103,26 +112,27 @@ impl Rules {
 /// Removes the table of a TAP; a table that is not there is no error.
 ///
 /// # Errors
-/// When `nft` is missing or refuses.
-pub fn remove(tap: &str) -> Result<(), FirewallError> {
+/// When `nft` is missing, refuses or stalls.
+pub async fn remove(tap: &str) -> Result<(), FirewallError> {
     let table = table_name(tap);
-    run_nft(&format!("table inet {table} {{}}\ndelete table inet {table}\n"))
+    load(&format!("table inet {table} {{}}\ndelete table inet {table}\n")).await
 }
 
-/// Whether the table of a TAP is there. Somebody who loads a ruleset of theirs takes it away
-/// without a word (`flush ruleset`).
+/// The table of a TAP as `nft` lists it; `None` where there is none. Somebody who loads a ruleset of
+/// theirs takes it away without a word (`flush ruleset`), or puts back what it was at another time.
 ///
 /// # Errors
-/// When `nft` is missing or does not tell.
-pub fn is_present(tap: &str) -> Result<bool, FirewallError> {
-    let tables = Command::new("nft").args(["list", "tables", "inet"]).output();
-    let output = tables.map_err(FirewallError::Start)?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        return Err(FirewallError::Refused(said));
+/// When `nft` is missing, does not tell or stalls.
+pub async fn listing(tap: &str) -> Result<Option<String>, FirewallError> {
+    let output = nft(&["list", "table", "inet", &table_name(tap)], "").await?;
+    if output.status.success() {
+        return Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()));
     }
-    let line = format!("table inet {}", table_name(tap));
-    Ok(String::from_utf8_lossy(&output.stdout).lines().any(|found| found.trim() == line))
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if said.contains("No such file or directory") {
+        return Ok(None);
+    }
+    Err(FirewallError::Refused(said))
 }
 
 /// Name of the table of a TAP, in the `inet` family.
@@ -132,36 +142,51 @@ pub(crate) fn table_name(tap: &str) -> String {
     format!("adit_{tap}")
 }
 
-fn run_nft(script: &str) -> Result<(), FirewallError> {
+async fn load(script: &str) -> Result<(), FirewallError> {
+    let output = nft(&["-f", "-"], script).await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    // The first line makes the table, and needs nothing but the family.
+    let first = said.lines().next().unwrap_or_default();
+    if first.starts_with("/dev/stdin:1:") && first.contains("Operation not supported") {
+        return Err(FirewallError::NoTables);
+    }
+    Err(FirewallError::Refused(said))
+}
+
+/// Runs `nft` to its end, which comes in time or is brought about.
+async fn nft(words: &[&str], input: &str) -> Result<Output, FirewallError> {
     let mut nft = Command::new("nft")
-        .args(["-f", "-"])
+        .args(words)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        .kill_on_drop(true)
         .spawn()
         .map_err(FirewallError::Start)?;
-    let written = match nft.stdin.take() {
+    let stdin = nft.stdin.take();
+    let work = async {
+        let written = match stdin {
+            Some(mut stdin) => stdin.write_all(input.as_bytes()).await,
+            None => Ok(()),
+        };
+        let output = nft.wait_with_output().await?;
         // nft may refuse at the first line and close its end; its own words say more.
-        Some(mut stdin) => stdin.write_all(script.as_bytes()),
-        None => Ok(()),
-    };
-    let output = nft.wait_with_output().map_err(FirewallError::Start)?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        // The first line makes the table, and needs nothing but the family.
-        let first = said.lines().next().unwrap_or_default();
-        if first.starts_with("/dev/stdin:1:") && first.contains("Operation not supported") {
-            return Err(FirewallError::NoTables);
+        if output.status.success() {
+            written?;
         }
-        return Err(FirewallError::Refused(said));
-    }
-    written.map_err(FirewallError::Start)
+        Ok(output)
+    };
+    let ended = tokio::time::timeout(NFT_ENDS, work).await;
+    ended.map_err(|_| FirewallError::Stalled)?.map_err(FirewallError::Start)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::testing;
+    use crate::control::{runtime, testing};
 
     fn rules() -> Rules {
         let vips = ["192.0.2.1", "192.0.2.2", "2001:db8::1"];
@@ -186,26 +211,35 @@ mod tests {
         if !testing::own_network() {
             return;
         }
-        testing::run("nft add table inet foreign");
-        rules().apply().unwrap();
-        let once = listed();
-        assert!(once.contains("table inet adit_adit_0"), "{once}");
-        assert!(once.contains("192.0.2.2"), "{once}");
-        assert!(is_present("adit-0").unwrap() && !is_present("adit").unwrap());
-        rules().apply().unwrap();
-        assert_eq!(listed(), once, "twice is the same as once");
+        let test = async {
+            testing::run("nft add table inet foreign");
+            rules().apply().await.unwrap();
+            let once = listed();
+            assert!(once.contains("table inet adit_adit_0"), "{once}");
+            assert!(once.contains("192.0.2.2"), "{once}");
+            let table = listing("adit-0").await.unwrap().unwrap();
+            assert!(once.contains(&table), "{table}");
+            assert_eq!(listing("adit").await.unwrap(), None);
+            rules().apply().await.unwrap();
+            assert_eq!(listed(), once, "twice is the same as once");
 
-        Rules { vips: vec!["192.0.2.9".parse().unwrap()], ..rules() }.apply().unwrap();
-        let replaced = listed();
-        assert!(replaced.contains("192.0.2.9") && !replaced.contains("192.0.2.1"), "{replaced}");
-        assert!(!replaced.contains("ip6"), "{replaced}");
+            let other = Rules { vips: vec!["192.0.2.9".parse().unwrap()], ..rules() };
+            other.apply().await.unwrap();
+            let replaced = listed();
+            assert!(
+                replaced.contains("192.0.2.9") && !replaced.contains("192.0.2.1"),
+                "{replaced}"
+            );
+            assert!(!replaced.contains("ip6"), "{replaced}");
 
-        Rules { vips: Vec::new(), ..rules() }.apply().unwrap();
-        remove("adit-0").unwrap();
-        remove("adit-0").unwrap();
-        assert!(!listed().contains("adit"), "{}", listed());
-        assert!(!is_present("adit-0").unwrap());
-        assert!(listed().contains("foreign"), "others' tables are left alone");
+            Rules { vips: Vec::new(), ..rules() }.apply().await.unwrap();
+            remove("adit-0").await.unwrap();
+            remove("adit-0").await.unwrap();
+            assert!(!listed().contains("adit"), "{}", listed());
+            assert_eq!(listing("adit-0").await.unwrap(), None);
+            assert!(listed().contains("foreign"), "others' tables are left alone");
+        };
+        runtime::block_on(test).unwrap();
     }
 
     #[test]
@@ -213,7 +247,8 @@ mod tests {
         if !testing::own_network() {
             return;
         }
-        let error = Rules { interface: "a\"b".into(), ..rules() }.apply().unwrap_err();
+        let rules = Rules { interface: "a\"b".into(), ..rules() };
+        let error = runtime::block_on(rules.apply()).unwrap().unwrap_err();
         assert!(matches!(&error, FirewallError::Refused(said) if !said.is_empty()), "{error}");
     }
 }

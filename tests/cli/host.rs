@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `THREE`, and `count` more services at VIPs from 192.0.2.20 on.
@@ -87,6 +88,12 @@ fn what_others_remove_from_the_host_is_put_back() {
         lab.on_director("nft list ruleset").contains("192.0.2.10").then_some(())
     });
     eventually("it is said", || lab.log().contains("adit_adit0").then_some(()));
+
+    // Rules of another time, as a saved ruleset that is loaded again has them.
+    lab.on_director("nft flush table inet adit_adit0");
+    eventually("the rules are back", || {
+        lab.on_director("nft list ruleset").contains("192.0.2.10").then_some(())
+    });
 }
 
 #[test]
@@ -109,11 +116,9 @@ fn a_start_without_its_socket_leaves_the_host_alone() {
     assert_untouched(&lab);
 }
 
-#[test]
-fn a_stop_in_the_middle_of_a_reload_leaves_nothing_behind() {
-    let Some(mut lab) = lab() else { return };
-    lab.configure(THREE);
-    // An nft that lets a call wait in its middle: the first one that finds `hold`.
+/// Starts a director whose nft lets a call wait in its middle: the first one that finds the first of
+/// the returned files, for as long as the second is there.
+fn start_with_slow_nft(lab: &mut Lab) -> (PathBuf, PathBuf) {
     let (hold, held) = (lab.file("hold"), lab.file("held"));
     let path = std::env::var("PATH").unwrap();
     let script = format!(
@@ -128,6 +133,30 @@ fn a_stop_in_the_middle_of_a_reload_leaves_nothing_behind() {
     let executable = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(programs.join("nft"), executable).unwrap();
     lab.start_with(&[("PATH", &format!("{}:{path}", programs.display()))]);
+    (hold, held)
+}
+
+#[test]
+fn a_slow_host_does_not_hide_that_the_worker_ended() {
+    let Some(mut lab) = lab() else { return };
+    lab.configure(THREE);
+    let (hold, held) = start_with_slow_nft(&mut lab);
+    std::fs::write(&hold, "").unwrap();
+    lab.signal(Signal::SIGHUP);
+    eventually("the reload changes the firewall", || held.exists().then_some(()));
+    lab.on_director("ip link del adit0");
+    eventually("it is seen", || lab.log().contains("stopping").then_some(()));
+    std::fs::remove_file(&held).unwrap();
+    let code = eventually("it ends", || lab.ended());
+    assert_eq!(code, Some(1), "{}", lab.log());
+    assert_untouched(&lab);
+}
+
+#[test]
+fn a_stop_in_the_middle_of_a_reload_leaves_nothing_behind() {
+    let Some(mut lab) = lab() else { return };
+    lab.configure(THREE);
+    let (hold, held) = start_with_slow_nft(&mut lab);
 
     lab.configure(&many(1));
     std::fs::write(&hold, "").unwrap();

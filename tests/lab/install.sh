@@ -34,6 +34,11 @@ for package in $packages $guests; do
     installed "$package" || missing="$missing $package"
 done
 [ -n "$missing" ] || exit 0
+# Where lists of packages are and name no guests, asking again changes nothing.
+if [ "$missing" = " $guests" ] && ls /var/lib/apt/lists/*_Packages* >/dev/null 2>&1 &&
+    ! apt-cache show "$guests" >/dev/null 2>&1; then
+    exit 0
+fi
 
 sudo=
 [ "$(id -u)" = 0 ] || sudo=sudo

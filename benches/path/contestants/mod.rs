@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use adit::io::{EgressTarget, EngineKind, OpenEgress, Tap, interface_index};
 use anyhow::Result;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
 use crate::topology::{REAL, Topology};
 use crate::wrap::Exit;
@@ -68,6 +69,8 @@ impl Contestant {
 
     /// Runs in this process until it is killed.
     pub fn run(self) -> Result<()> {
+        // It would run on for ever if the bench were killed.
+        set_pdeathsig(Signal::SIGKILL)?;
         adit::io::pin_current_thread(crate::DIRECTOR_CORE)?;
         match self {
             Self::Plain(exit) => plain::run(&Topology::open_tap()?, exit),

@@ -11,46 +11,76 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 impl Daemon {
-    /// Makes the host lead the VIPs here: routes, firewall, multicast groups. Doing it twice is
-    /// the same as once.
+    /// Makes the host lead the VIPs here: firewall, multicast groups, routes. Doing it twice is
+    /// the same as once. Stops at the first obstacle.
     pub(super) async fn enter_host(&self) -> Result<(), String> {
-        let (vips, capture, announce, interface, client_index) = {
-            let state = self.state.borrow();
-            let director = &state.config.director;
-            let interface = director.interface.clone();
-            (
-                state.vips_in_force(),
-                director.capture,
-                director.announce,
-                interface,
-                state.client_index,
-            )
+        self.state.borrow_mut().host_due = true;
+        let vips = self.state.borrow().vips_in_force();
+        self.apply_rules(&vips).await?;
+        self.join_groups(&vips)?;
+        self.lead_routes(&vips).await?;
+        self.host_entered(vips);
+        Ok(())
+    }
+
+    /// As [`enter_host`](Self::enter_host), but goes around obstacles, and tells the first of them
+    /// when the rest is done.
+    pub(super) async fn enter_host_where_possible(&self) -> Result<(), String> {
+        self.state.borrow_mut().host_due = true;
+        let vips = self.state.borrow().vips_in_force();
+        let rules = self.apply_rules(&vips).await;
+        let groups = self.join_groups(&vips);
+        let routes = self.lead_routes(&vips).await;
+        rules.and(groups).and(routes)?;
+        self.host_entered(vips);
+        Ok(())
+    }
+
+    async fn apply_rules(&self, vips: &BTreeSet<IpAddr>) -> Result<(), String> {
+        let tap = self.tap.name().to_owned();
+        let interface = self.state.borrow().config.director.interface.clone();
+        let vips = vips.iter().copied().collect();
+        let rules = firewall::Rules { tap, interface, vips };
+        let listed = match rules.apply().await {
+            // Gone in this moment: the next look will find a difference.
+            Ok(()) => {
+                let listed = firewall::listing(self.tap.name()).await;
+                listed.map(|listed| Some(listed.unwrap_or_default()))
+            }
+            Err(error @ FirewallError::NoTables) => {
+                self.go_on_without_rules(&error);
+                Ok(None)
+            }
+            Err(error) => Err(error),
         };
-        let list: Vec<IpAddr> = vips.iter().copied().collect();
-        let rules =
-            firewall::Rules { tap: self.tap.name().to_owned(), interface, vips: list.clone() };
-        let applied = tokio::task::spawn_blocking(move || rules.apply()).await;
-        match applied.map_err(|error| error.to_string())? {
-            Ok(()) => {}
-            Err(error @ FirewallError::NoTables) => self.go_on_without_rules(&error),
-            Err(error) => return Err(error.to_string()),
+        self.state.borrow_mut().rules = listed.map_err(|error| error.to_string())?;
+        Ok(())
+    }
+
+    fn join_groups(&self, vips: &BTreeSet<IpAddr>) -> Result<(), String> {
+        let mut state = self.state.borrow_mut();
+        if state.config.director.announce == Announce::Arp {
+            state.groups = join_groups(state.client_index, vips)?;
         }
-        if announce == Announce::Arp {
-            let groups = join_groups(client_index, &vips)?;
-            self.state.borrow_mut().groups = groups;
+        Ok(())
+    }
+
+    async fn lead_routes(&self, vips: &BTreeSet<IpAddr>) -> Result<(), String> {
+        if self.state.borrow().config.director.capture != Capture::Route {
+            return Ok(());
         }
-        if capture == Capture::Route {
-            self.netlink
-                .set_vip_routes(&list, self.tap.index())
-                .await
-                .map_err(|error| error.to_string())?;
-        }
+        let vips: Vec<IpAddr> = vips.iter().copied().collect();
+        let done = self.netlink.set_vip_routes(&vips, self.tap.index()).await;
+        done.map_err(|error| error.to_string())
+    }
+
+    fn host_entered(&self, vips: BTreeSet<IpAddr>) {
         let mut state = self.state.borrow_mut();
         if let Some(mac) = state.client_mac {
-            announce_vips(client_index, mac, vips.difference(&state.vips));
+            announce_vips(state.client_index, mac, vips.difference(&state.vips));
         }
         state.vips = vips;
-        Ok(())
+        state.host_due = false;
     }
 
     /// A kernel that cannot have the rules may do without: they are about connection tracking.
@@ -59,7 +89,6 @@ impl Daemon {
                     VIPs from being tracked by rules of your own (raw table, NOTRACK)";
         let finding = Finding::warning(error.to_string(), help);
         let mut state = self.state.borrow_mut();
-        state.without_rules = true;
         if !state.findings.contains(&finding) {
             tracing::warn!(help, "{error}");
             state.findings.push(finding);
@@ -114,7 +143,7 @@ impl Daemon {
         }
         self.keep_neighbours(&[]).await;
         self.state.borrow_mut().groups = None;
-        match firewall::remove(self.tap.name()) {
+        match firewall::remove(self.tap.name()).await {
             // Where there can be none, none stay.
             Ok(()) | Err(FirewallError::NoTables) => {}
             Err(error) => tracing::warn!(%error, "firewall rules stay behind"),

@@ -18,6 +18,7 @@ use super::admin::server::Bound;
 use super::build::PathTarget;
 use super::config::{Config, LoadedKey};
 use super::finding::Severity;
+use super::firewall;
 use super::host;
 use super::netlink::watch::{HostChange, HostWatch};
 use super::netlink::{Netlink, NetlinkError};
@@ -37,6 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 /// How often events of the worker are taken and timers looked at. The worker's event queue holds
 /// what comes in between.
@@ -44,14 +46,16 @@ const TICK: Duration = Duration::from_millis(100);
 /// Changes on the host come in bursts (a link that goes down changes many routes); they are looked
 /// at together.
 const SETTLE: Duration = Duration::from_millis(100);
-/// How often the host is looked at even when nothing was heard: news can be lost, and of firewall
-/// rules there is none.
+/// How often the host is looked at even when nothing was heard: news can be lost, and that of
+/// firewall rules is not listened to.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// A worker says that it lives every 50 ms. After so many ticks of this thread without a word it is
 /// stuck. Ticks, not time: a host that was suspended wakes both, in any order.
 const SILENT_TICKS: u32 = 50;
-/// How long a change that is under way may take to end when the director stops.
-const CHANGE_ENDS: Duration = Duration::from_secs(10);
+/// How long a change that is under way may take to end when the director stops. Its longest step is
+/// `nft`, which is given less.
+const CHANGE_ENDS: Duration = Duration::from_secs(25);
+const _: () = assert!(CHANGE_ENDS.as_secs() > firewall::NFT_ENDS.as_secs());
 /// How long the worker may take to end what is in flight.
 const WORKER_ENDS: Duration = Duration::from_secs(5);
 
@@ -67,6 +71,9 @@ pub enum DaemonError {
     /// The host cannot be watched any more.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// What looks after the host is gone.
+    #[error("the upkeep of the host has panicked")]
+    Upkeep,
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}")]
     Signals(std::io::Error),
@@ -119,7 +126,8 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     tracing::info!(pid = std::process::id(), "ready");
     runtime::spawn(look_at_host(Rc::clone(&daemon)));
     let Started { thread, mut ended, watch, .. } = started;
-    let result = serve(&daemon, signals, &mut ended, watch).await;
+    let upkeep = runtime::spawn(host_upkeep::keep_in_step(Rc::clone(&daemon), watch));
+    let result = serve(&daemon, signals, &mut ended, upkeep).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     drop(admin);
@@ -160,18 +168,15 @@ impl Signals {
     }
 }
 
-/// Obeys signals, hears of the host and the worker, until one of them ends it.
+/// Obeys signals and hears the worker, until something ends it. Waits for nothing else.
 async fn serve(
     daemon: &Rc<Daemon>,
     mut signals: Signals,
     ended: &mut oneshot::Receiver<Result<IoCounters, EngineError>>,
-    mut watch: HostWatch,
+    mut upkeep: JoinHandle<Result<(), NetlinkError>>,
 ) -> Result<(), DaemonError> {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // At once: next hops are to be resolved, and what changed during the start is to be seen.
-    let mut look = tokio::time::Instant::now();
-    let mut look_at_own = look + LOOK_AGAIN;
     let mut heard = (Time::ZERO, 0);
     loop {
         tokio::select! {
@@ -181,29 +186,13 @@ async fn serve(
                 runtime::spawn(reload_by_signal(Rc::clone(daemon)));
             }
             end = &mut *ended => return Err(DaemonError::Worker(how_it_ended(end))),
-            change = watch.changed() => {
-                let (change, heard) = (change?, tokio::time::Instant::now());
-                if let Some(wait) = daemon.look_within(change) {
-                    look = look.min(heard + wait);
-                }
-                if daemon.concerns_own(change) {
-                    look_at_own = look_at_own.min(heard + SETTLE);
-                }
-            }
-            () = tokio::time::sleep_until(look) => {
-                look = tokio::time::Instant::now() + LOOK_AGAIN;
-                if let Err(error) = daemon.look_again().await {
-                    tracing::error!(%error, "cannot look at the host; the last look stays in force");
-                }
-            }
-            () = tokio::time::sleep_until(look_at_own) => {
-                look_at_own = tokio::time::Instant::now() + LOOK_AGAIN;
-                if let Err(error) = daemon.mend_host().await {
-                    tracing::error!(%error, "cannot see whether VIPs are still led here");
-                }
-            }
+            end = &mut upkeep => match end {
+                // It ends well only when the director stops.
+                Ok(end) => return Ok(end?),
+                Err(_) => return Err(DaemonError::Upkeep),
+            },
             _ = tick.tick() => {
-                daemon.tick().await;
+                daemon.tick();
                 let beat = daemon.worker.last_beat();
                 heard = if beat == heard.0 { (beat, heard.1 + 1) } else { (beat, 0) };
                 if heard.1 > SILENT_TICKS {

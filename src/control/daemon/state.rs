@@ -42,14 +42,15 @@ pub(super) struct State {
     pub(super) groups: Option<JoinedGroups>,
     /// Since when destinations drain.
     pub(super) draining: HashMap<DestinationId, Time>,
-    /// When it is looked at next whether they have ended.
-    pub(super) next_drain_look: Time,
     /// What is wrong with the host, as far as was seen at start.
     pub(super) findings: Vec<Finding>,
     /// What was wrong with it at the last look.
     pub(super) conditions: Vec<Finding>,
-    /// Whether this kernel cannot have the firewall's rules.
-    pub(super) without_rules: bool,
+    /// The firewall's rules as they were listed when they had been made; `None` where this kernel
+    /// cannot have them.
+    pub(super) rules: Option<String>,
+    /// Whether the host was not brought to what this says, as a whole, since it changed.
+    pub(super) host_due: bool,
     /// MAC of the client-facing interface, where Adit answers there.
     pub(super) client_mac: Option<[u8; 6]>,
     /// Number of the client-facing interface.

@@ -5,6 +5,7 @@ use super::{Daemon, now, start};
 use crate::control::admin::api::{Change, OwnedFinding, Reloaded};
 use crate::control::build::{BuildError, PathTarget, Surroundings, path_targets};
 use crate::control::config::{self, Announce, Config, ConfigErrors, RenderStyle, config_hash};
+use crate::control::destinations::{Destinations, Known};
 use crate::control::diff;
 use crate::control::egress_paths::{PathChange, PathsInForce};
 use crate::control::finding::Finding;
@@ -36,8 +37,6 @@ const DRAINED_FOR: Duration = Duration::from_secs(60);
 /// After this long the worker has long taken the snapshot in which a destination drains, so that
 /// one without flows will not get any more: its VIP need not be led here.
 const SNAPSHOT_TAKEN: Duration = Duration::from_secs(2);
-/// How often that is looked at.
-const DRAIN_LOOK: Duration = Duration::from_secs(1);
 
 /// What a reload is asked to do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -193,14 +192,12 @@ impl Daemon {
             }
         }
         if let Some(client) = client {
+            // One that has replaced it is a condition that the upkeep tells.
             if client.index == state.client_index {
                 let answers = state.config.director.announce == Announce::Arp;
                 let mac = client.mac.filter(|_| answers);
                 changed |= mac != state.client_mac;
                 state.client_mac = mac;
-            } else {
-                // The sockets that hear neighbours are bound to the old one.
-                tracing::error!(interface, "the interface was replaced; restart the director");
             }
         }
         state.survey = survey;
@@ -270,7 +267,7 @@ impl Daemon {
     /// Puts a new configuration in force: at the worker first, then on the host. Where either
     /// refuses, the old one is put back.
     async fn take(&self, new: Config, request: ReloadRequest) -> Result<(), ReloadError> {
-        let old = {
+        let (old, destinations) = {
             let mut state = self.state.borrow_mut();
             let destinations = state.world.destinations.clone();
             if let Err(error) = state.world.enter(&new, &self.counters.destinations) {
@@ -278,30 +275,34 @@ impl Daemon {
                 state.world.destinations = destinations;
                 return Err(error.into());
             }
-            std::mem::replace(&mut state.config, new)
+            (std::mem::replace(&mut state.config, new), destinations)
         };
         if let Err(error) = self.put_in_force().await {
-            self.roll_back(old).await;
+            self.roll_back(old, &destinations).await;
             return Err(error);
         }
         self.mark_draining();
         if request.now {
             // Only now: a configuration that is not taken cuts nothing.
             let mut state = self.state.borrow_mut();
-            state.world.destinations.cut();
+            state.world.destinations.cut(|_| true);
             state.unpublished = true;
             drop(state);
-            self.publish()?;
+            if let Err(error) = self.publish() {
+                tracing::error!(%error, "connections are cut at the next look only");
+            }
         }
         Ok(())
     }
 
     /// Puts the configuration before back in force. Destinations that only the refused one had
     /// drain: the worker has seen them, and flows may have begun.
-    async fn roll_back(&self, old: Config) {
+    async fn roll_back(&self, old: Config, before: &Destinations) {
         {
             let mut state = self.state.borrow_mut();
             let State { world, config, draining, .. } = &mut *state;
+            // What the refused one had has not been draining, even where it did before.
+            draining.retain(|id, _| world.destinations.get(*id).is_some_and(|k| !k.configured));
             if let Err(error) = world.enter(&old, &self.counters.destinations) {
                 // All of them have their numbers still.
                 tracing::error!(%error, "the old configuration cannot be entered again");
@@ -322,6 +323,11 @@ impl Daemon {
                 }
             }
             world.destinations.note_idle(|id| idle.contains(&id));
+            let was_cut = |known: &Known| {
+                let id = before.id(&known.key);
+                id.and_then(|id| before.get(id)).is_some_and(|known| known.cut)
+            };
+            world.destinations.cut(was_cut);
         }
         self.mark_draining();
         if let Err(error) = self.put_in_force().await {
@@ -330,7 +336,12 @@ impl Daemon {
     }
 
     /// Brings worker and host to what the state says.
+    /// What cannot be done now is tried again by the upkeep.
     async fn put_in_force(&self) -> Result<(), ReloadError> {
+        {
+            let mut state = self.state.borrow_mut();
+            (state.unpublished, state.host_due) = (true, true);
+        }
         self.survey().await?;
         let _tables = self.build_tables().await?;
         self.publish()?;
@@ -368,8 +379,8 @@ impl Daemon {
         }
     }
 
-    /// Timers: the worker's events, persistence, the end of draining.
-    pub(super) async fn tick(&self) {
+    /// What the worker has to tell, and persistence. Waits for nothing.
+    pub(super) fn tick(&self) {
         self.take_events();
         self.worker.collect_retired();
         while let Some((id, errno)) = self.worker.next_failed_install() {
@@ -378,17 +389,7 @@ impl Daemon {
             state.paths.forget(id);
             state.incomplete = true;
         }
-        let due = {
-            let mut state = self.state.borrow_mut();
-            state.persistence.sweep(now(), SWEPT_PER_TICK);
-            now() >= state.next_drain_look
-        };
-        if due {
-            self.state.borrow_mut().next_drain_look = now() + DRAIN_LOOK;
-            if let Err(error) = self.end_draining().await {
-                tracing::error!(%error, "a drained real server stays in force");
-            }
-        }
+        self.state.borrow_mut().persistence.sweep(now(), SWEPT_PER_TICK);
     }
 
     fn take_events(&self) {
@@ -419,7 +420,7 @@ impl Daemon {
     }
 
     /// Forgets destinations whose flows have ended, moves the cookies' epoch on.
-    async fn end_draining(&self) -> Result<(), ReloadError> {
+    pub(super) async fn end_draining(&self) -> Result<(), ReloadError> {
         let _changing = self.change().await?;
         let (ended, epoch_ends) = {
             let mut state = self.state.borrow_mut();
@@ -439,6 +440,7 @@ impl Daemon {
                 state.cookies.epoch += 1;
                 state.header.set_cookie_epoch(state.cookies.epoch);
                 state.next_epoch = time + start::COOKIE_EPOCH;
+                state.unpublished = true;
             }
             (idle || freed > 0, epoch_ends)
         };

@@ -10,6 +10,7 @@ pub mod watch;
 pub mod xfrm;
 
 use crate::control::runtime;
+use netlink_sys::AsyncSocket;
 use std::io;
 
 /// Why the kernel did not do or say what was asked.
@@ -49,14 +50,17 @@ impl NetlinkError {
     }
 }
 
-/// A route netlink socket.
+/// Route netlink sockets.
 #[derive(Debug, Clone)]
 pub struct Netlink {
     handle: rtnetlink::Handle,
+    /// For lists of routes: the kernel picks the routes that were asked for, where it can (Linux 4.20).
+    /// A whole routing table of the internet is not to be copied only to find a few routes in it.
+    chosen: rtnetlink::Handle,
 }
 
 impl Netlink {
-    /// Opens a socket in the current network namespace.
+    /// Opens sockets in the current network namespace.
     ///
     /// # Errors
     /// When the kernel refuses the socket.
@@ -64,7 +68,12 @@ impl Netlink {
         let (connection, handle, _unasked) = rtnetlink::new_connection()
             .map_err(|source| NetlinkError::new("cannot open a netlink socket", source))?;
         runtime::spawn(connection);
-        Ok(Netlink { handle })
+        let (mut connection, chosen, _unasked) = rtnetlink::new_connection()
+            .map_err(|source| NetlinkError::new("cannot open a netlink socket", source))?;
+        // An older kernel lists everything; what was not asked for is left out here.
+        let _ = connection.socket_mut().socket_mut().set_netlink_get_strict_chk(true);
+        runtime::spawn(connection);
+        Ok(Netlink { handle, chosen })
     }
 }
 

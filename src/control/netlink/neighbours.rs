@@ -23,7 +23,7 @@ pub type NeighbourKey = (u32, IpAddr);
 pub struct Neighbour {
     /// Its address on the link, where it is known and may be used.
     pub mac: Option<[u8; 6]>,
-    /// Set by an administrator, so never probed.
+    /// Set by an administrator or a routing daemon, so never probed.
     pub permanent: bool,
     /// The kernel keeps it resolved by itself.
     pub managed: bool,
@@ -117,7 +117,8 @@ pub(super) fn neighbour(message: &NeighbourMessage) -> Option<(NeighbourKey, Nei
             | NeighbourState::Permanent
             | NeighbourState::Noarp
     );
-    let permanent = state == NeighbourState::Permanent;
+    let permanent = matches!(state, NeighbourState::Permanent | NeighbourState::Noarp)
+        || message.header.flags.contains(NeighbourFlags::ExtLearned);
     let neighbour = Neighbour { mac: mac.filter(|_| usable), permanent, managed };
     Some(((message.header.ifindex, address?), neighbour))
 }

@@ -85,17 +85,19 @@ impl Netlink {
     /// left of VIPs that are gone. Doing it twice is the same as once.
     ///
     /// # Errors
-    /// When the kernel refuses a route, or one of somebody else is in its place.
+    /// When the kernel refuses a route, or one of somebody else is in its place: the first of those,
+    /// after everything else was done.
     pub async fn set_vip_routes(&self, vips: &[IpAddr], tap: u32) -> Result<(), NetlinkError> {
         let present = self.vip_routes().await?;
         let wanted: Vec<VipRoute> = vips.iter().flat_map(|vip| VipRoute::pair(*vip, tap)).collect();
+        let mut done = Ok(());
         for route in wanted.iter().filter(|route| !present.contains(route)) {
-            self.add_vip_route(*route, &present).await?;
+            done = done.and(self.add_vip_route(*route, &present).await);
         }
         for route in stale(&present, &wanted, tap) {
-            self.remove_vip_route(route).await?;
+            done = done.and(self.remove_vip_route(route).await);
         }
-        Ok(())
+        done
     }
 
     /// Routes of `vips` to `tap`, and those behind them, that are not there.
@@ -132,7 +134,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel does not answer.
     pub async fn vip_routes(&self) -> Result<Vec<VipRoute>, NetlinkError> {
-        Ok(self.main_table().await?.iter().filter_map(ours).collect())
+        self.main_table(Some(RouteProtocol::Other(ROUTE_PROTOCOL)), ours).await
     }
 
     /// Addresses for which somebody else has put a host route into the main table.
@@ -146,26 +148,44 @@ impl Netlink {
             let not_theirs = [RouteProtocol::Other(ROUTE_PROTOCOL), RouteProtocol::Kernel];
             host_route(message).filter(|_| !not_theirs.contains(&protocol))
         };
-        Ok(self.main_table().await?.iter().filter_map(foreign).collect())
+        self.main_table(None, foreign).await
     }
 
-    async fn main_table(&self) -> Result<Vec<RouteMessage>, NetlinkError> {
+    /// What `choose` finds in the routes of the main table: all, or those of one origin.
+    async fn main_table<T>(
+        &self,
+        origin: Option<RouteProtocol>,
+        choose: impl Fn(&RouteMessage) -> Option<T>,
+    ) -> Result<Vec<T>, NetlinkError> {
         let mut found = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = RouteMessage::default();
             message.header.address_family = family;
-            let mut routes = self.handle.route().get(message).execute();
+            message.header.table = RouteHeader::RT_TABLE_MAIN;
+            message.header.protocol = origin.unwrap_or(RouteProtocol::Unspec);
+            let mut routes = self.chosen.route().get(message).execute();
             loop {
                 match routes.try_next().await {
-                    Ok(Some(message)) => found.push(message),
+                    Ok(Some(route)) => {
+                        let header = &route.header;
+                        if header.table == RouteHeader::RT_TABLE_MAIN
+                            && origin.is_none_or(|origin| header.protocol == origin)
+                        {
+                            found.extend(choose(&route));
+                        }
+                    }
                     Ok(None) => break,
                     Err(error) => {
-                        return Err(NetlinkError::request("cannot list routes", error));
+                        let error = NetlinkError::request("cannot list routes", error);
+                        // In a network that never had a route, there is no such table yet.
+                        if error.errno() == Some(libc::ENOENT) {
+                            break;
+                        }
+                        return Err(error);
                     }
                 }
             }
         }
-        found.retain(|message| message.header.table == RouteHeader::RT_TABLE_MAIN);
         Ok(found)
     }
 
@@ -227,10 +247,8 @@ fn stale(present: &[VipRoute], wanted: &[VipRoute], tap: u32) -> Vec<VipRoute> {
         .collect()
 }
 
+/// A route of Adit's protocol.
 fn ours(message: &RouteMessage) -> Option<VipRoute> {
-    if message.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
-        return None;
-    }
     let oif = message.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::Oif(index) = attribute { Some(*index) } else { None }
     });
