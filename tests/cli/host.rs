@@ -144,6 +144,9 @@ fn a_slow_host_does_not_hide_that_the_worker_ended() {
     std::fs::write(&hold, "").unwrap();
     lab.signal(Signal::SIGHUP);
     eventually("the reload changes the firewall", || held.exists().then_some(()));
+    // Meanwhile looks at the host and at what drains come due, and have to wait for the reload.
+    let since = std::time::Instant::now();
+    eventually("two looks are due", || (since.elapsed().as_secs() >= 2).then_some(()));
     lab.on_director("ip link del adit0");
     eventually("it is seen", || lab.log().contains("stopping").then_some(()));
     std::fs::remove_file(&held).unwrap();
