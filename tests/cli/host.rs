@@ -277,16 +277,20 @@ fn a_tap_narrower_than_the_clients_interface_is_refused_and_warned_of() {
 #[test]
 fn a_failing_egress_shows_its_error() {
     let Some(mut lab) = lab() else { return };
-    lab.configure(THREE);
+    // Nobody has that address, so that packets to it go through the kernel and its output hook.
+    lab.configure(&THREE.replace("10.0.0.2", "10.0.0.99").replace("10.0.0.3", "10.0.0.98"));
     lab.start();
     let status = lab.json("list --stats")["status"].clone();
     assert_eq!(status["last_send_error"], serde_json::Value::Null, "{status}");
     assert!(!status["ring"].as_str().unwrap().is_empty(), "{status}");
+    lab.on_director("nft add table inet block");
     lab.on_director(
-        "ip xfrm policy add src 0.0.0.0/0 dst 10.0.0.0/24 dir out action block priority 1",
+        "nft add chain inet block output { type filter hook output priority 0 ; policy drop ; }",
     );
     eventually("a send fails", || {
-        lab.datagram("198.51.100.1:40000", "192.0.2.10:7");
+        for port in 40_000..40_010 {
+            lab.datagram(&format!("198.51.100.1:{port}"), "192.0.2.10:7");
+        }
         let status = lab.json("list")["status"].clone();
         status["last_send_error"].as_str().map(str::to_owned)
     });
