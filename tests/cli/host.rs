@@ -47,11 +47,14 @@ fn assert_untouched(lab: &Lab) {
 fn a_reload_whose_client_goes_away_is_carried_out_whole() {
     let Some(mut lab) = lab() else { return };
     lab.configure(THREE);
-    lab.start();
+    let (hold, held) = start_with_slow_nft(&mut lab);
     lab.configure(&many(60));
+    std::fs::write(&hold, "").unwrap();
     let mut client = UnixStream::connect(lab.file("adit.sock")).unwrap();
     client.write_all(b"POST /v1/reload HTTP/1.1\r\nhost: adit\r\n\r\n").unwrap();
+    eventually("the reload changes the firewall", || held.exists().then_some(()));
     drop(client);
+    std::fs::remove_file(&held).unwrap();
     eventually("the last VIP is led here", || {
         lab.on_director("ip route show 192.0.2.79").contains("adit0").then_some(())
     });
