@@ -82,19 +82,23 @@ pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<Outcome, CommandE
 }
 
 fn look_at_host(config: &Config) -> (Vec<Finding>, Vec<RealPath>) {
+    match host_facts(config) {
+        Ok(facts) => (host::judge(config, &facts), facts.survey.paths),
+        Err(finding) => (vec![finding], Vec::new()),
+    }
+}
+
+/// What the host is like, or why that cannot be seen.
+pub(super) fn host_facts(config: &Config) -> Result<host::HostFacts, Finding> {
     let failed = |what: String| {
-        let help = "the rest of the host was not looked at; --offline checks the file alone";
-        (vec![Finding::error(what, help)], Vec::new())
+        let help = "the rest of the host was not looked at; `adit check --offline` checks the file \
+                    alone";
+        Finding::error(what, help)
     };
     let facts: Result<host::HostFacts, NetlinkError> =
-        match runtime::block_on_plain(host::observe(config)) {
-            Ok(facts) => facts,
-            Err(error) => return failed(error.to_string()),
-        };
-    match facts {
-        Ok(facts) => (host::judge(config, &facts), facts.survey.paths),
-        Err(error) => failed(error.to_string()),
-    }
+        runtime::block_on_plain(host::observe(config))
+            .map_err(|error| failed(error.to_string()))?;
+    facts.map_err(|error| failed(error.to_string()))
 }
 
 /// Shows what is wrong with a file: drawn on standard error, or as JSON on standard output.
@@ -161,12 +165,7 @@ fn nearly_full(table: &PlacementTable) -> bool {
 }
 
 fn show(report: &Report) {
-    for finding in &report.findings {
-        output::line(&format!("{}: {}", finding.severity, finding.message));
-        for line in finding.help.lines() {
-            output::line(&format!("    {line}"));
-        }
-    }
+    output::findings(&report.findings);
     if !report.paths.is_empty() {
         let mut table =
             TextTable::new(&["Real server", "Source", "By", "Next hop", ">MTU", "Egress"]);

@@ -1,6 +1,7 @@
 //! The command line: what can be asked, and how answers are shown.
 
 mod check;
+mod doctor;
 mod explain;
 mod generate;
 mod live;
@@ -11,10 +12,13 @@ mod run;
 mod version;
 
 use crate::control::admin::client::{Client, ClientError};
+use crate::control::admin::server::read_only_socket;
 use crate::control::config::{
     Config, ConfigErrors, DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, socket_of,
 };
 use clap::{Args, Parser, Subcommand};
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 /// Layer-4 load balancer that tunnels each packet, IP in IP, to a real server, which answers the
@@ -70,6 +74,11 @@ pub enum Command {
     /// Show connections.
     #[command(visible_alias = "conns")]
     Connections(live::ConnectionsArgs),
+    /// Say what is wrong, of this host and of the director that runs on it, and how to mend it.
+    ///
+    /// Everything that `check` says of the host, and what the director's state shows: next hops,
+    /// path MTUs, full queues, a full table, forged errors. Exits with 1 when traffic fails.
+    Doctor,
     /// Show where a client's packets go, and why.
     ///
     /// Asks the running director; with --offline the configuration file alone, without a
@@ -149,6 +158,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, CommandError> {
     let Arguments { command, global } = arguments;
     match command {
         Command::Check(args) => check::run(&args, &global),
+        Command::Doctor => doctor::run(&global),
         Command::Run(args) => run::run(&args, &global),
         Command::Reload(args) => reload::run(&args, &global),
         Command::List(args) => live::list(&args, &global),
@@ -171,11 +181,21 @@ fn converse<T, F: Future<Output = Result<T, ClientError>>>(
         .enable_all()
         .build()
         .map_err(CommandError::Runtime)?;
-    let client = Client::new(&global.socket_path());
+    let client = Client::new(&global.usable_socket());
     Ok(runtime.block_on(conversation(client))?)
 }
 
 impl Global {
+    /// The socket: as asked, or else the one that this user may connect to.
+    fn usable_socket(&self) -> PathBuf {
+        let socket = self.socket_path();
+        let denied = |path: &Path| {
+            UnixStream::connect(path).is_err_and(|e| e.kind() == ErrorKind::PermissionDenied)
+        };
+        let other = read_only_socket(&socket);
+        if self.socket.is_none() && denied(&socket) && !denied(&other) { other } else { socket }
+    }
+
     /// The socket: as asked, else the configuration's, else the default one.
     fn socket_path(&self) -> PathBuf {
         let configured = || socket_of(&std::fs::read_to_string(&self.config).ok()?);

@@ -3,6 +3,7 @@
 //! Results go to standard output, what went wrong to standard error, so that pipes carry results
 //! alone.
 
+use crate::control::finding::Finding;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 
@@ -24,6 +25,16 @@ pub fn raw(bytes: &[u8]) {
         // Nothing can be said on standard output any more.
         self::error(&format!("cannot write to standard output: {error}"));
         std::process::exit(1);
+    }
+}
+
+/// Findings, each with its help below it.
+pub fn findings(findings: &[Finding]) {
+    for finding in findings {
+        line(&format!("{}: {}", finding.severity, finding.message));
+        for help in finding.help.lines() {
+            line(&format!("    {help}"));
+        }
     }
 }
 

@@ -25,6 +25,7 @@ pub fn fixed(old: &Config, new: &Config) -> Vec<String> {
     look("max_connections", a.max_connections.to_string(), b.max_connections.to_string());
     look("state_dir", word(&a.state_dir), word(&b.state_dir));
     look("socket", word(&a.socket), word(&b.socket));
+    look("admin_group", word(&a.admin_group), word(&b.admin_group));
     look("mtu", word(&a.mtu), word(&b.mtu));
     look("tap_queue_length", a.tap_queue_length.to_string(), b.tap_queue_length.to_string());
     look("hash_key_file", word(&a.hash_key_file), word(&b.hash_key_file));

@@ -5,6 +5,7 @@ use crate::testing::{skipped, test_name};
 use serde_json::Value;
 use std::fs::File;
 use std::net::{SocketAddr, UdpSocket};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -126,6 +127,21 @@ impl Lab {
         // Some commands are to be refused; if one is not, it must not run for ever.
         let mut command = self.director.command("timeout");
         command.args(["60", ADIT, "--config"]).arg(self.file("adit.toml")).args(words.split(' '));
+        command.output().unwrap()
+    }
+
+    /// The same as a user who is not root, with the group of the same name.
+    pub(crate) fn adit_as(&self, user: &str, words: &str) -> Output {
+        // The directories on the way to the program may be for root alone.
+        let program = self.file("adit");
+        if !program.exists() {
+            std::fs::copy(ADIT, &program).unwrap();
+            let all = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(self.directory.path(), all).unwrap();
+        }
+        let mut command = self.director.command("setpriv");
+        command.args(["--reuid", user, "--regid", user, "--clear-groups", "timeout", "60"]);
+        command.arg(program).arg("--config").arg(self.file("adit.toml")).args(words.split(' '));
         command.output().unwrap()
     }
 

@@ -5,6 +5,7 @@
 mod admin;
 mod check_host;
 mod commands;
+mod doctor;
 mod host;
 mod install;
 mod lab;

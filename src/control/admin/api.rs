@@ -58,8 +58,11 @@ pub struct Status {
     pub ledger_balances: bool,
     /// Milliseconds since the worker said that it is alive.
     pub worker_silence_ms: u64,
-    /// What is in force and perhaps not meant.
+    /// What is in force and perhaps not meant, or was so at the start; and `conditions`.
     pub warnings: Vec<OwnedFinding>,
+    /// What was wrong with the host at the last look.
+    #[serde(default)]
+    pub conditions: Vec<OwnedFinding>,
 }
 
 /// What the worker's engine counts, as of its last sign of life.

@@ -14,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::unistd::{Gid, Group};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::io;
@@ -31,6 +32,15 @@ const CONVERSATIONS: usize = 32;
 /// How long a client may take to send its request's head.
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 
+/// What a socket's clients may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Everything.
+    Full,
+    /// Ask for what is shown: nothing is changed, and no packet's content is seen.
+    Read,
+}
+
 /// Why the socket is not there.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot listen on {path}: {source}")]
@@ -42,6 +52,7 @@ pub struct ListenError {
 /// A socket on which nobody is answered yet. Its file is removed when this is dropped.
 pub struct Bound {
     listener: UnixListener,
+    access: Access,
     file: SocketFile,
 }
 
@@ -94,16 +105,54 @@ impl Bound {
     /// # Errors
     /// When another process listens there, or the directory does not let us.
     pub fn new(path: &Path) -> Result<Self, ListenError> {
+        Self::open(path, None)
+    }
+
+    /// Binds the socket beside the one at `path` that members of `group` can connect to, to look.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and when there is no such group.
+    pub fn for_group(path: &Path, group: &str) -> Result<Self, ListenError> {
+        let path = read_only_socket(path);
+        let found = Group::from_name(group).map_err(io::Error::from).and_then(|found| {
+            found.ok_or_else(|| io::Error::other(format!("there is no group {group}")))
+        });
+        let refused = |source| ListenError { path: path.clone(), source };
+        Self::open(&path, Some(found.map_err(refused)?.gid))
+    }
+
+    fn open(path: &Path, group: Option<Gid>) -> Result<Self, ListenError> {
         let refused = |source| ListenError { path: path.to_owned(), source };
         let listener = bind(path).map_err(refused)?;
-        Ok(Bound { listener, file: SocketFile(path.to_owned()) })
+        let file = SocketFile(path.to_owned());
+        let access = match group {
+            None => Access::Full,
+            Some(group) => {
+                std::os::unix::fs::chown(path, None, Some(group.as_raw())).map_err(refused)?;
+                let mode = std::fs::Permissions::from_mode(0o660);
+                std::fs::set_permissions(path, mode).map_err(refused)?;
+                Access::Read
+            }
+        };
+        Ok(Bound { listener, access, file })
     }
 
     /// Answers clients from now on.
     pub fn answer(self, daemon: Rc<Daemon>) -> Listening {
-        let task = runtime::spawn(accept(self.listener, daemon));
+        let task = runtime::spawn(accept(self.listener, self.access, daemon));
         Listening { task, _file: self.file }
     }
+}
+
+/// Path of the socket that only shows, beside the other: `adit.sock` has `adit-read.sock`.
+pub fn read_only_socket(path: &Path) -> PathBuf {
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push("-read");
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name)
 }
 
 fn bind(path: &Path) -> io::Result<UnixListener> {
@@ -126,7 +175,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn accept(listener: UnixListener, daemon: Rc<Daemon>) {
+async fn accept(listener: UnixListener, access: Access, daemon: Rc<Daemon>) {
     let room = Arc::new(Semaphore::new(CONVERSATIONS));
     loop {
         // The semaphore is never closed.
@@ -135,7 +184,7 @@ async fn accept(listener: UnixListener, daemon: Rc<Daemon>) {
             Ok((stream, _)) => {
                 let daemon = Rc::clone(&daemon);
                 runtime::spawn(async move {
-                    converse(stream, daemon).await;
+                    converse(stream, access, daemon).await;
                     drop(permit);
                 });
             }
@@ -148,10 +197,10 @@ async fn accept(listener: UnixListener, daemon: Rc<Daemon>) {
     }
 }
 
-async fn converse(stream: UnixStream, daemon: Rc<Daemon>) {
+async fn converse(stream: UnixStream, access: Access, daemon: Rc<Daemon>) {
     let service = service_fn(move |request| {
         let daemon = Rc::clone(&daemon);
-        async move { Ok::<_, Infallible>(answer(request, &daemon).await) }
+        async move { Ok::<_, Infallible>(answer(request, access, &daemon).await) }
     });
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -162,8 +211,8 @@ async fn converse(stream: UnixStream, daemon: Rc<Daemon>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, daemon: &Rc<Daemon>) -> Response<Body> {
-    match route(&request, daemon).await {
+async fn answer(request: Request<Incoming>, access: Access, daemon: &Rc<Daemon>) -> Response<Body> {
+    match route(&request, access, daemon).await {
         Ok(response) => response,
         Err(refusal) => json(refusal.status, &refusal.body),
     }
@@ -171,6 +220,7 @@ async fn answer(request: Request<Incoming>, daemon: &Rc<Daemon>) -> Response<Bod
 
 async fn route(
     request: &Request<Incoming>,
+    access: Access,
     daemon: &Rc<Daemon>,
 ) -> Result<Response<Body>, Refusal> {
     let query = request.uri().query().unwrap_or_default();
@@ -179,6 +229,10 @@ async fn route(
     if *request.method() != method {
         let said = format!("{path} takes {method}");
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, said));
+    }
+    if access == Access::Read && matches!(path, "/v1/reload" | "/v1/capture") {
+        let said = format!("{path} is not for this socket: it only shows; ask as root");
+        return Err(Refusal::new(StatusCode::FORBIDDEN, said));
     }
     let ok = StatusCode::OK;
     match path {

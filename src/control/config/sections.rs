@@ -71,6 +71,7 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
     );
     let state_dir = t.parsed("state_dir", |text| path("state_dir", text));
     let socket = t.parsed("socket", socket_path);
+    let admin_group = t.parsed("admin_group", group_name);
     let queue = t.integer(
         "tap_queue_length",
         &limits::TAP_QUEUE,
@@ -90,6 +91,7 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         io: io.unwrap_or(IoEngine::Auto),
         state_dir: state_dir.map_or_else(|| limits::DEFAULT_STATE_DIR.into(), |at| at.value),
         socket: socket.map_or_else(|| limits::DEFAULT_SOCKET.into(), |at| at.value),
+        admin_group: admin_group.map(|at| at.value),
         tap_queue_length: queue.unwrap_or(limits::DEFAULT_TAP_QUEUE),
         mtu,
     })
@@ -238,6 +240,20 @@ fn interface_name(key: &str, text: &str) -> Result<String, (String, String)> {
     Err((
         format!("`{key}` = \"{text}\" is not a device name"),
         "1 to 15 letters, digits, `-`, `_`, `.`, `@` or `+`".to_owned(),
+    ))
+}
+
+/// A group's name, as useradd(8) allows it. Whether there is such a group is this host's matter.
+fn group_name(text: &str) -> Result<String, (String, String)> {
+    let valid = (1..=32).contains(&text.len())
+        && !text.starts_with('-')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    if valid {
+        return Ok(text.to_owned());
+    }
+    Err((
+        format!("`admin_group` = \"{text}\" is not a group's name"),
+        "a name from /etc/group, such as \"adm\"".to_owned(),
     ))
 }
 

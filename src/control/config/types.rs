@@ -42,6 +42,8 @@ pub struct Director {
     pub state_dir: PathBuf,
     /// Path of the admin socket.
     pub socket: PathBuf,
+    /// Group whose members may look: they get a second socket, which changes nothing.
+    pub admin_group: Option<String>,
     /// Frames the kernel queues for the TAP.
     pub tap_queue_length: u32,
     /// MTU of the TAP; by default that of `interface`.

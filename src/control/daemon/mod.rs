@@ -110,7 +110,7 @@ struct Started {
     thread: std::thread::JoinHandle<()>,
     ended: oneshot::Receiver<Result<IoCounters, EngineError>>,
     watch: HostWatch,
-    admin: Bound,
+    admin: Vec<Bound>,
 }
 
 /// Runs a director until it is told to stop.
@@ -121,7 +121,8 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     let signals = Signals::listen().map_err(DaemonError::Signals)?;
     let started = start::start(config_path, config).await?;
     let daemon = Rc::clone(&started.daemon);
-    let admin = started.admin.answer(Rc::clone(&daemon));
+    let admin = started.admin.into_iter().map(|bound| bound.answer(Rc::clone(&daemon)));
+    let admin: Vec<_> = admin.collect();
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(pid = std::process::id(), "ready");
     runtime::spawn(look_at_host(Rc::clone(&daemon)));

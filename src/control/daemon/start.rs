@@ -117,7 +117,11 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     let geometry = Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY);
     let mut region = FlowRegion::open(&config.director.state_dir, &geometry)?;
     // Before the host is changed: a director nobody can ask would have to be stopped again.
-    let admin = Bound::new(&config.director.socket)?;
+    let socket = &config.director.socket;
+    let mut admin = vec![Bound::new(socket)?];
+    if let Some(group) = &config.director.admin_group {
+        admin.push(Bound::for_group(socket, group)?);
+    }
     let tap = open_tap(&config, &client).await?;
     let engine = io::choose(preference(config.director.io), &tap)?;
     tracing::info!(engine = %engine.engine, reason = engine.reason, "io engine chosen");

@@ -77,6 +77,7 @@ impl Daemon {
             ledger_balances: self.counters.ledger_balances(),
             worker_silence_ms: u64::try_from(silence).unwrap_or(u64::MAX),
             warnings: warnings.iter().map(update::warning).collect(),
+            conditions: state.conditions.iter().map(update::warning).collect(),
         }
     }
 

@@ -26,6 +26,7 @@ const ENOUGH_MEMLOCK: u64 = 8 << 20;
 pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
     let mut findings = Vec::new();
     privileges(facts, &mut findings);
+    admin_group(facts, &mut findings);
     devices(config, facts, &mut findings);
     if config.director.capture == Capture::Route {
         forwarding(config, facts, &mut findings);
@@ -39,6 +40,15 @@ pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
     real_servers(facts, &mut findings);
     findings.sort_by_key(|f| f.severity);
     findings
+}
+
+fn admin_group(facts: &HostFacts, findings: &mut Vec<Finding>) {
+    if let Some(group) = &facts.missing_group {
+        findings.push(Finding::error(
+            format!("`admin_group` = \"{group}\": this host has no such group"),
+            format!("groupadd --system {group}"),
+        ));
+    }
 }
 
 /// Capabilities that a director cannot do without and does not have.
@@ -445,6 +455,7 @@ mod tests {
                 mac: Some([2; 6]),
                 up: true,
                 in_bridge: false,
+                tx_dropped: 0,
             }),
             forwarding_v4: Some(true),
             forwarding_v6: Some(true),
@@ -475,7 +486,8 @@ mod tests {
     #[test]
     fn each_fault_is_named() {
         use Severity::{Error, Warning};
-        let cases: [Case; 20] = [
+        let cases: [Case; 21] = [
+            (|f| f.missing_group = Some("dba".into()), Error, "no such group"),
             (|f| f.interface = None, Error, "no interface eth0"),
             (|f| f.interface.as_mut().unwrap().up = false, Error, "eth0 is down"),
             (|f| f.forwarding_v4 = Some(false), Error, "IPv4 forwarding is off"),

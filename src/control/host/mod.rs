@@ -1,8 +1,10 @@
 //! Whether this host lets a director work: what is seen ([`observe`]) and what it means
-//! ([`judge`]). The first does all the looking, the second is pure.
+//! ([`judge`]). The first does all the looking, the second is pure. [`live`] says what a running
+//! director's own state means.
 
 pub mod firewall;
 pub mod judge;
+pub mod live;
 pub mod observe;
 
 pub use judge::{MemoryNeeds, judge, missing_capabilities, narrow_tap};

@@ -62,6 +62,8 @@ pub struct HostFacts {
     pub state_dir_free: Option<u64>,
     /// Whether the region is there already and is used as it is.
     pub region_usable: bool,
+    /// The group of `admin_group`, where this host has none of that name.
+    pub missing_group: Option<String>,
     /// Configured outer sources that are not addresses of this host.
     pub foreign_sources: Vec<IpAddr>,
 }
@@ -113,7 +115,9 @@ fn local(config: &Config) -> HostFacts {
         Err(error) => (Vec::new(), false, Some(error.to_string())),
     };
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK);
+    let missing = |group: &String| matches!(nix::unistd::Group::from_name(group), Ok(None));
     HostFacts {
+        missing_group: config.director.admin_group.clone().filter(missing),
         forwarding_v4: forwarding("ipv4", interface),
         forwarding_v6: match (forwarding("ipv6", interface), forwarding("ipv6", "all")) {
             (Some(own), Some(all)) => Some(own && all),

@@ -253,6 +253,7 @@ mod tests {
             mac,
             up: true,
             in_bridge: false,
+            tx_dropped: 0,
         }
     }
 

@@ -24,6 +24,8 @@ pub struct Link {
     /// Whether it is a port of a bridge. Asked of the kernel, since /sys may show the devices of
     /// another network namespace.
     pub in_bridge: bool,
+    /// Packets to it that were dropped before it had them, because its queue was full.
+    pub tx_dropped: u64,
 }
 
 impl Netlink {
@@ -86,6 +88,7 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
         in_bridge: false,
+        tx_dropped: 0,
     };
     for attribute in &message.attributes {
         if let LinkAttribute::IfName(name) = attribute {
@@ -96,6 +99,8 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             link.mac = address.as_slice().try_into().ok();
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
             link.in_bridge = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge));
+        } else if let LinkAttribute::Stats64(stats) = attribute {
+            link.tx_dropped = stats.tx_dropped;
         }
     }
     link
