@@ -269,7 +269,8 @@ impl<S: AsRef<[Entry]>> World<S> {
             // Routing into the TAP has lowered it; what somebody else brings there may not have
             // been routed at all, and must not circle for ever. Where it has been, it is lowered
             // twice.
-            decrement_hop_limit: config.director.capture == config::Capture::Manual,
+            decrement_hop_limit: config.director.capture != config::Capture::Route,
+            bridged: config.director.capture == config::Capture::Bridge,
             reset_unknown: true,
         })
     }

@@ -130,6 +130,9 @@ pub struct Snapshot {
     pub client_mac: Option<[u8; 6]>,
     /// Whether Adit lowers the inner TTL. In route capture the kernel has done it.
     pub decrement_hop_limit: bool,
+    /// Whether the TAP is on a link with others: then frames to other hardware addresses arrive too
+    /// (a bridge floods what it does not know), which are not ours.
+    pub bridged: bool,
     /// Whether unknown segments under schedulers that cannot guess are answered by a reset.
     pub reset_unknown: bool,
 }
@@ -146,6 +149,7 @@ impl Default for Snapshot {
             tap_mac: [0; 6],
             client_mac: None,
             decrement_hop_limit: false,
+            bridged: false,
             reset_unknown: true,
         }
     }

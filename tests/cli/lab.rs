@@ -236,6 +236,11 @@ impl Lab {
         self.mounted = Some(at.to_owned());
     }
 
+    /// Output of a command on the client.
+    pub(crate) fn on_client(&self, line: &str) -> String {
+        self.client.run(line)
+    }
+
     /// Sends a datagram from a port of the client.
     pub(crate) fn datagram(&self, from: &str, to: &str) {
         let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());

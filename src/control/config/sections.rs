@@ -44,9 +44,10 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         &[
             Word::Is("route", Capture::Route),
             Word::Is("manual", Capture::Manual),
-            Word::Later("bridge", "it comes with the next version; use \"route\" or \"manual\""),
+            Word::Is("bridge", Capture::Bridge),
         ],
     );
+    let quiet = t.get("announce").map(toml::Spanned::span);
     let announce = t.word(
         "announce",
         &[
@@ -55,6 +56,13 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
             Word::Later("route", "it comes with the next version; use \"arp\" or \"none\""),
         ],
     );
+    if let (Some(Capture::Bridge), Some(Announce::None), Some(span)) = (capture, announce, quiet) {
+        problems.at(
+            span,
+            "in bridge capture the TAP answers for the VIPs",
+            "write announce = \"arp\", or lead the traffic to the TAP yourself with capture = \"manual\"",
+        );
+    }
     let max_connections = t.integer(
         "max_connections",
         &limits::MAX_CONNECTIONS,

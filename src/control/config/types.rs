@@ -24,7 +24,7 @@ pub struct Config {
 pub struct Director {
     /// Name of the TAP device Adit makes.
     pub tap: String,
-    /// The interface that faces the clients.
+    /// The interface that faces the clients; in bridge capture the bridge itself.
     pub interface: String,
     /// TAP queues, a thread each.
     pub workers: u16,
@@ -56,6 +56,8 @@ pub struct Director {
 pub enum Capture {
     /// Adit routes each VIP to the TAP, with a blackhole route behind.
     Route,
+    /// The TAP is a port of the bridge that faces the clients, and answers for the VIPs there.
+    Bridge,
     /// The operator brings the packets to the TAP.
     Manual,
 }

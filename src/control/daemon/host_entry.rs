@@ -1,7 +1,7 @@
 //! Leading VIPs to a running director, and no longer: routes, firewall, announcements.
 
-use super::Daemon;
-use crate::control::config::{Announce, Capture};
+use super::{Daemon, start};
+use crate::control::config::Capture;
 use crate::control::finding::Finding;
 use crate::control::firewall::{self, FirewallError};
 use crate::control::netlink::neighbours::{Neighbour, NeighbourKey};
@@ -18,7 +18,7 @@ impl Daemon {
         let vips = self.state.borrow().vips_in_force();
         self.apply_rules(&vips).await?;
         self.join_groups(&vips)?;
-        self.lead_routes(&vips).await?;
+        self.lead(&vips).await?;
         self.host_entered(vips);
         Ok(())
     }
@@ -30,7 +30,7 @@ impl Daemon {
         let vips = self.state.borrow().vips_in_force();
         let rules = self.apply_rules(&vips).await;
         let groups = self.join_groups(&vips);
-        let routes = self.lead_routes(&vips).await;
+        let routes = self.lead(&vips).await;
         rules.and(groups).and(routes)?;
         self.host_entered(vips);
         Ok(())
@@ -59,24 +59,37 @@ impl Daemon {
 
     fn join_groups(&self, vips: &BTreeSet<IpAddr>) -> Result<(), String> {
         let mut state = self.state.borrow_mut();
-        if state.config.director.announce == Announce::Arp {
+        if start::answers_there(&state.config) {
             state.groups = join_groups(state.client_index, vips)?;
         }
         Ok(())
     }
 
-    async fn lead_routes(&self, vips: &BTreeSet<IpAddr>) -> Result<(), String> {
-        if self.state.borrow().config.director.capture != Capture::Route {
-            return Ok(());
-        }
-        let vips: Vec<IpAddr> = vips.iter().copied().collect();
-        let done = self.netlink.set_vip_routes(&vips, self.tap.index()).await;
+    /// Brings the packets of VIPs to the TAP.
+    async fn lead(&self, vips: &BTreeSet<IpAddr>) -> Result<(), String> {
+        let (capture, interface) = {
+            let state = self.state.borrow();
+            (state.config.director.capture, state.client_index)
+        };
+        let tap = self.tap.index();
+        let done = match capture {
+            Capture::Route => {
+                let vips: Vec<IpAddr> = vips.iter().copied().collect();
+                self.netlink.set_vip_routes(&vips, tap).await
+            }
+            Capture::Bridge => self.netlink.set_bridge_port(tap, interface).await,
+            Capture::Manual => Ok(()),
+        };
         done.map_err(|error| error.to_string())
     }
 
     fn host_entered(&self, vips: BTreeSet<IpAddr>) {
         let mut state = self.state.borrow_mut();
-        if let Some(mac) = state.client_mac {
+        let mac = match state.config.director.capture {
+            Capture::Bridge => Some(self.tap.peer_mac()),
+            Capture::Route | Capture::Manual => state.client_mac,
+        };
+        if let Some(mac) = mac {
             announce_vips(state.client_index, mac, vips.difference(&state.vips));
         }
         state.vips = vips;

@@ -132,10 +132,10 @@ impl Daemon {
 
     /// What should be on the host and is not, by name; and what could not be looked at.
     async fn missing_from_host(&self) -> (Vec<String>, Option<Finding>) {
-        let (vips, capture, rules) = {
+        let (vips, capture, bridge, rules) = {
             let state = self.state.borrow();
             let vips: Vec<IpAddr> = state.vips_in_force().into_iter().collect();
-            (vips, state.config.director.capture, state.rules.clone())
+            (vips, state.config.director.capture, state.client_index, state.rules.clone())
         };
         let (mut missing, mut unseen) = (Vec::new(), None);
         if let Some(rules) = rules {
@@ -148,11 +148,18 @@ impl Daemon {
                 Err(error) => unseen = Some(error.to_string()),
             }
         }
-        if capture == Capture::Route {
-            match self.netlink.missing_vip_routes(&vips, self.tap.index()).await {
+        let tap = self.tap.index();
+        match capture {
+            Capture::Route => match self.netlink.missing_vip_routes(&vips, tap).await {
                 Ok(routes) => missing.extend(routes.iter().map(ToString::to_string)),
                 Err(error) => unseen = Some(error.to_string()),
-            }
+            },
+            Capture::Bridge => match self.netlink.link_by_index(tap).await {
+                Ok(link) if link.as_ref().and_then(|l| l.controller) == Some(bridge) => {}
+                Ok(_) => missing.push("the TAP as a port of the bridge".to_owned()),
+                Err(error) => unseen = Some(error.to_string()),
+            },
+            Capture::Manual => {}
         }
         let unseen = unseen.map(|error| {
             Finding::error(

@@ -7,7 +7,9 @@ use super::state::State;
 use super::{Daemon, Started, now};
 use crate::control::admin::server::{Bound, ListenError};
 use crate::control::build::{BuildError, CookieRoot, PathTarget, World};
-use crate::control::config::{Announce, Config, HashKeyError, IoEngine, LoadedKey, config_hash};
+use crate::control::config::{
+    Announce, Capture, Config, HashKeyError, IoEngine, LoadedKey, config_hash,
+};
 use crate::control::destinations::DESTINATION_CAPACITY;
 use crate::control::egress_paths::EgressPaths;
 use crate::control::finding::Finding;
@@ -68,6 +70,9 @@ pub enum StartError {
     /// The interface cannot carry announcements.
     #[error("the interface {0} is not Ethernet, so there is no ARP on it: set announce = \"none\"")]
     NotEthernet(String),
+    /// In bridge capture the interface is a bridge.
+    #[error("{0} is not a bridge, of which the TAP could become a port; `adit check` says more")]
+    NotBridge(String),
     /// The TAP would not take what the interface brings.
     #[error("{}: {}", .0.message, .0.help)]
     NarrowTap(Finding),
@@ -208,7 +213,7 @@ async fn first_state(
     netlink: &Netlink,
 ) -> Result<(State, FlowTable<&'static [Slot]>), StartError> {
     let Inherited { world, flows, persistence, .. } = inherited;
-    let answers = config.director.announce == Announce::Arp;
+    let answers = answers_there(&config);
     let state = State {
         survey: netlink.survey(&world.real_addresses(&config), sources(&config)).await?,
         world,
@@ -307,12 +312,22 @@ fn raise_descriptor_limit() {
     }
 }
 
+/// Whether neighbours are answered on the client-facing interface. In bridge capture the TAP is on
+/// their link, and answers itself.
+pub(super) fn answers_there(config: &Config) -> bool {
+    let director = &config.director;
+    director.announce == Announce::Arp && director.capture != Capture::Bridge
+}
+
 async fn client_interface(netlink: &Netlink, config: &Config) -> Result<Link, StartError> {
     let name = &config.director.interface;
     let link =
         netlink.link_by_name(name).await?.ok_or_else(|| StartError::NoInterface(name.clone()))?;
     if config.director.announce == Announce::Arp && link.mac.is_none() {
         return Err(StartError::NotEthernet(name.clone()));
+    }
+    if config.director.capture == Capture::Bridge && !link.is_bridge {
+        return Err(StartError::NotBridge(name.clone()));
     }
     if let Some(narrow) = host::narrow_tap(config, &link) {
         return Err(StartError::NarrowTap(narrow));

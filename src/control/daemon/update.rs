@@ -4,7 +4,7 @@ use super::state::State;
 use super::{Daemon, now, start};
 use crate::control::admin::api::{Change, OwnedFinding, Reloaded};
 use crate::control::build::{BuildError, PathTarget, Surroundings, path_targets};
-use crate::control::config::{self, Announce, Config, ConfigErrors, RenderStyle, config_hash};
+use crate::control::config::{self, Config, ConfigErrors, RenderStyle, config_hash};
 use crate::control::destinations::{Destinations, Known};
 use crate::control::diff;
 use crate::control::egress_paths::{PathChange, PathsInForce};
@@ -194,8 +194,7 @@ impl Daemon {
         if let Some(client) = client {
             // One that has replaced it is a condition that the upkeep tells.
             if client.index == state.client_index {
-                let answers = state.config.director.announce == Announce::Arp;
-                let mac = client.mac.filter(|_| answers);
+                let mac = client.mac.filter(|_| start::answers_there(&state.config));
                 changed |= mac != state.client_mac;
                 state.client_mac = mac;
             }

@@ -28,11 +28,14 @@ pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
     privileges(facts, &mut findings);
     admin_group(facts, &mut findings);
     devices(config, facts, &mut findings);
-    if config.director.capture == Capture::Route {
-        forwarding(config, facts, &mut findings);
-        reverse_path(config, facts, &mut findings);
-    } else {
-        reverse_path_of_tap(config, facts, &mut findings);
+    match config.director.capture {
+        Capture::Route => {
+            forwarding(config, facts, &mut findings);
+            reverse_path(config, facts, &mut findings);
+        }
+        Capture::Manual => reverse_path_of_tap(config, facts, &mut findings),
+        // What crosses a bridge is not routed.
+        Capture::Bridge => {}
     }
     firewalls(config, facts, &mut findings);
     memory(config, facts, &mut findings);
@@ -127,7 +130,17 @@ fn devices(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
         ));
     }
     findings.extend(narrow_tap(config, link));
-    if link.in_bridge && facts.bridge_netfilter == Some(true) {
+    let bridged = config.director.capture == Capture::Bridge;
+    if bridged && !link.is_bridge {
+        findings.push(Finding::error(
+            format!("{name} is not a bridge"),
+            format!(
+                "in bridge capture `interface` is the bridge that faces the clients, whose port the \
+                 TAP becomes:\nip link add br0 type bridge && ip link set {name} master br0"
+            ),
+        ));
+    }
+    if (link.in_bridge || bridged) && facts.bridge_netfilter == Some(true) {
         findings.push(Finding::warning(
             format!("bridge netfilter is on and {name} belongs to a bridge"),
             "bridged packets pass the IP firewall, which sees one-sided sessions as invalid:\n\
@@ -454,6 +467,8 @@ mod tests {
                 ethernet: true,
                 mac: Some([2; 6]),
                 up: true,
+                is_bridge: false,
+                controller: None,
                 in_bridge: false,
                 tx_dropped: 0,
             }),
@@ -532,6 +547,20 @@ mod tests {
             assert!(findings[0].message.contains(word), "{word}: {findings:?}");
             assert!(!findings[0].help.is_empty(), "{word}: says not what to do");
         }
+    }
+
+    #[test]
+    fn bridge_capture_needs_a_bridge_and_no_forwarding() {
+        let mut config = config();
+        config.director.capture = Capture::Bridge;
+        let bridge = |is_bridge| {
+            let link = Link { is_bridge, ..good().interface.expect("it has one") };
+            HostFacts { interface: Some(link), forwarding_v4: Some(false), ..good() }
+        };
+        assert_eq!(judge(&config, &bridge(true)), []);
+        let findings = judge(&config, &bridge(false));
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert!(findings[0].message.contains("not a bridge"), "{findings:?}");
     }
 
     #[test]

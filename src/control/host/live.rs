@@ -318,6 +318,8 @@ mod tests {
             ethernet: true,
             mac: None,
             up: true,
+            is_bridge: false,
+            controller: None,
             in_bridge: false,
             tx_dropped: 0,
         };

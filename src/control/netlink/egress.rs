@@ -252,6 +252,8 @@ mod tests {
             ethernet: true,
             mac,
             up: true,
+            is_bridge: false,
+            controller: None,
             in_bridge: false,
             tx_dropped: 0,
         }

@@ -3,8 +3,10 @@
 use super::{Netlink, NetlinkError};
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::{
-    InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    BridgeMulticastRouterType, InfoBridgePort, InfoKind, InfoPortData, InfoPortKind, LinkAttribute,
+    LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
+use rtnetlink::LinkUnspec;
 
 /// A device as it is now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +23,10 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Whether it is set up.
     pub up: bool,
+    /// Whether it is a bridge.
+    pub is_bridge: bool,
+    /// The device that it is a port of (a bridge, a bond).
+    pub controller: Option<u32>,
     /// Whether it is a port of a bridge. Asked of the kernel, since /sys may show the devices of
     /// another network namespace.
     pub in_bridge: bool,
@@ -46,6 +52,29 @@ impl Netlink {
     pub async fn link_by_index(&self, index: u32) -> Result<Option<Link>, NetlinkError> {
         let answer = self.handle.link().get().match_index(index).execute().try_next().await;
         found(answer, || format!("cannot look up the device with index {index}"))
+    }
+
+    /// Makes a device a port of a bridge, to which all multicast goes: with snooping, the bridge would
+    /// keep neighbour solicitations from it, whose groups nobody on the port has joined.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn set_bridge_port(&self, index: u32, bridge: u32) -> Result<(), NetlinkError> {
+        let refused = |error| {
+            NetlinkError::request(
+                format!("cannot make the device with index {index} a port of the bridge"),
+                error,
+            )
+        };
+        let port = LinkUnspec::new_with_index(index).controller(bridge).build();
+        self.handle.link().set(port).execute().await.map_err(refused)?;
+        let router = InfoBridgePort::MulticastRouter(BridgeMulticastRouterType::Permanent);
+        let info = LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![router])),
+        ]);
+        let port = LinkUnspec::new_with_index(index).append_extra_attribute(info).build();
+        self.handle.link().set_port(port).execute().await.map_err(refused)
     }
 
     /// Takes a device away; one that is gone already is as good.
@@ -87,6 +116,8 @@ pub(super) fn link(message: &LinkMessage) -> Link {
         ethernet: message.header.link_layer_type == LinkLayerType::Ether,
         mac: None,
         up: message.header.flags.contains(LinkFlags::Up),
+        is_bridge: false,
+        controller: None,
         in_bridge: false,
         tx_dropped: 0,
     };
@@ -99,6 +130,9 @@ pub(super) fn link(message: &LinkMessage) -> Link {
             link.mac = address.as_slice().try_into().ok();
         } else if let LinkAttribute::LinkInfo(infos) = attribute {
             link.in_bridge = infos.contains(&LinkInfo::PortKind(InfoPortKind::Bridge));
+            link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+        } else if let LinkAttribute::Controller(index) = attribute {
+            link.controller = Some(*index);
         } else if let LinkAttribute::Stats64(stats) = attribute {
             link.tx_dropped = stats.tx_dropped;
         }

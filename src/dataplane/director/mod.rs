@@ -238,6 +238,10 @@ impl<S: AsRef<[Slot]>> Director<S> {
             let Received { slot, frame, .. } = received;
             return self.neighbour(context, Some(snapshot.tap_mac), Source::Tap, slot, frame);
         }
+        if snapshot.bridged && !received.slot[received.frame.clone()].starts_with(&snapshot.tap_mac)
+        {
+            return Verdict::Pass;
+        }
         let Some(vip) = snapshot.services.vip(&datagram.destination) else {
             // Multicast is the host's own, which it sends on every interface (MLD, mDNS).
             let own = is_multicast(&datagram.destination);
