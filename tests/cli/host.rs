@@ -305,6 +305,26 @@ fn a_failing_egress_shows_its_error() {
 }
 
 #[test]
+fn a_way_that_cannot_be_opened_is_shown_and_said_once() {
+    let Some(mut lab) = lab() else { return };
+    lab.configure(THREE);
+    lab.start();
+    lab.on_director(
+        "ip xfrm policy add src 0.0.0.0/0 dst 10.0.0.0/24 dir out action block priority 1",
+    );
+    eventually("list warns", || warnings(&lab).contains("to 10.0.0.2 through IPsec").then_some(()));
+    // A look that sees something else tries again.
+    lab.on_director("ip link set eth1 mtu 1450");
+    eventually("another look", || {
+        let real = lab.json("list")["services"][0]["reals"][0].clone();
+        (real["link_mtu"] == 1450).then_some(())
+    });
+    assert_eq!(lab.log().matches("protocol 4 from 10.0.0.1 to 10.0.0.2").count(), 1);
+    lab.on_director("ip xfrm policy flush");
+    eventually("list is content", || (!warnings(&lab).contains("IPsec")).then_some(()));
+}
+
+#[test]
 fn the_room_for_the_region_is_judged_as_the_start_does() {
     let Some(mut lab) = lab() else { return };
     lab.configure(THREE);

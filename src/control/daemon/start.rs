@@ -30,15 +30,15 @@ use crate::dataplane::rate_limit::{Rate, RateLimiter, RateLimits};
 use crate::dataplane::region::{Entry, Geometry, REAL_CAPACITY};
 use crate::dataplane::snapshot::Snapshot;
 use crate::io::{
-    self, EgressTarget, Engine, EngineConfig, EngineError, EngineKind, Errno, IoCounters,
-    IoPreference, MAX_EGRESS, NeighbourSockets, OpenEgress, OuterErrorSockets, PacketSocketError,
-    Tap, TapConfig, TapError, Waker,
+    self, EgressError, EgressTarget, Engine, EngineConfig, EngineError, EngineKind, Errno,
+    IoCounters, IoPreference, MAX_EGRESS, NeighbourSockets, OpenEgress, OuterErrorSockets,
+    PacketSocketError, Tap, TapConfig, TapError, Waker,
 };
 use crate::worker::capture::{self, CaptureControl};
 use crate::worker::link::{self, ControlEnd};
 use crate::worker::{self, Worker};
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -219,6 +219,7 @@ async fn first_state(
         world,
         paths: EgressPaths::new(MAX_EGRESS),
         incomplete: false,
+        unopened: BTreeMap::new(),
         unpublished: false,
         snapshot: Arc::new(Snapshot::default()),
         persistence,
@@ -437,8 +438,8 @@ fn pinned_core() -> Option<usize> {
     cores.last().copied().filter(|_| cores.len() > 1)
 }
 
-/// Opens a path, or says why not: its real servers are without a way until the next look.
-pub(super) fn open_path(target: &PathTarget) -> Option<OpenEgress> {
+/// Opens a path. Where that fails, its real servers are without a way until the next look.
+pub(super) fn open_path(target: &PathTarget) -> Result<OpenEgress, EgressError> {
     let target = match *target {
         PathTarget::Direct { interface } => EgressTarget::Direct { interface },
         PathTarget::Kernel { destination, source } => {
@@ -448,11 +449,5 @@ pub(super) fn open_path(target: &PathTarget) -> Option<OpenEgress> {
             EgressTarget::Protected { destination, source, protocol, hop_limit }
         }
     };
-    match OpenEgress::open(&target) {
-        Ok(open) => Some(open),
-        Err(error) => {
-            tracing::error!("{error}");
-            None
-        }
-    }
+    OpenEgress::open(&target)
 }

@@ -12,7 +12,7 @@ use crate::dataplane::region::{Entry, RegionHeader};
 use crate::dataplane::snapshot::Snapshot;
 use crate::dataplane::time::Time;
 use crate::io::JoinedGroups;
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -24,6 +24,8 @@ pub(super) struct State {
     pub(super) paths: EgressPaths<PathTarget>,
     /// Whether a path is missing that should be tried again at the next look.
     pub(super) incomplete: bool,
+    /// Why paths could not be opened, at the last attempt.
+    pub(super) unopened: BTreeMap<PathTarget, String>,
     /// Whether something has changed that the worker was not told yet.
     pub(super) unpublished: bool,
     pub(super) snapshot: Arc<Snapshot>,

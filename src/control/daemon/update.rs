@@ -21,7 +21,7 @@ use crate::dataplane::time::Time;
 use crate::dataplane::verdict::{EgressId, Event};
 use crate::io::Tap;
 use crate::worker::link::Update;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -116,7 +116,20 @@ pub(super) fn plan(
         .then_some(client)
         .into_iter()
         .chain(state.survey.paths.iter().flat_map(|path| path_targets(path, hop_limit)));
-    let change = state.paths.plan(wanted, start::open_path);
+    let mut unopened = BTreeMap::new();
+    let change = state.paths.plan(wanted, |target| match start::open_path(target) {
+        Ok(open) => Some(open),
+        Err(error) => {
+            unopened.insert(*target, error.to_string());
+            None
+        }
+    });
+    for (target, error) in &unopened {
+        if state.unopened.get(target) != Some(error) {
+            tracing::error!("{error}; it is tried again");
+        }
+    }
+    state.unopened = unopened;
     let around = Surroundings {
         survey: &state.survey,
         tap_mac: tap.peer_mac(),

@@ -50,7 +50,14 @@ impl Daemon {
         let config_warnings = state.config.warnings();
         let mut warnings: Vec<Finding> =
             config_warnings.into_iter().map(|w| Finding::warning(w.message, w.help)).collect();
-        let seen = state.findings.iter().chain(&state.conditions);
+        let unopened = state.unopened.values().map(|error| {
+            Finding::error(
+                error.clone(),
+                "packets that would go this way are dropped (no_egress); it is tried again",
+            )
+        });
+        let conditions: Vec<Finding> = state.conditions.iter().cloned().chain(unopened).collect();
+        let seen = state.findings.iter().chain(&conditions);
         warnings.extend(seen.filter(|f| f.severity != Severity::Note).cloned());
         let silence = self.worker.silence(now()).as_millis();
         Status {
@@ -77,7 +84,7 @@ impl Daemon {
             ledger_balances: self.counters.ledger_balances(),
             worker_silence_ms: u64::try_from(silence).unwrap_or(u64::MAX),
             warnings: warnings.iter().map(update::warning).collect(),
-            conditions: state.conditions.iter().map(update::warning).collect(),
+            conditions: conditions.iter().map(update::warning).collect(),
         }
     }
 
