@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::conntrack::Class;
 use super::verdict::{DROP_REASONS, DropReason};
 
 /// A counter or gauge with a single writer.
@@ -20,6 +21,11 @@ impl Counter {
     /// Takes `n` off a gauge.
     pub fn sub(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
+    /// Puts a gauge at `n`.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
     }
 
     /// Present value.
@@ -134,6 +140,8 @@ pub struct Counters {
     pub worker: WorkerCounters,
     /// Dropped packets by reason.
     pub dropped: [Counter; DROP_REASONS],
+    /// Gauges: flows in the table by class, as of the last tick.
+    flows: [Counter; Class::ALL.len()],
     /// By [`super::ids::DestinationId`].
     pub destinations: Box<[DestinationCounters]>,
 }
@@ -144,6 +152,7 @@ impl Counters {
         Self {
             worker: WorkerCounters::default(),
             dropped: std::array::from_fn(|_| Counter::default()),
+            flows: std::array::from_fn(|_| Counter::default()),
             destinations: (0..destinations).map(|_| DestinationCounters::default()).collect(),
         }
     }
@@ -151,6 +160,11 @@ impl Counters {
     /// The counter of one drop reason.
     pub fn dropped(&self, reason: DropReason) -> &Counter {
         &self.dropped[reason as usize]
+    }
+
+    /// The gauge of the flows of one class.
+    pub fn flows(&self, class: Class) -> &Counter {
+        &self.flows[class as usize - 1]
     }
 
     /// Checks the ledger. Meaningful between calls into the core.

@@ -12,7 +12,7 @@ mod icmp;
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use super::{
-    conntrack::{FlowTable, Slot},
+    conntrack::{Class, FlowTable, Slot},
     counters::Counters,
     fragments::Fragments,
     neighbour,
@@ -175,11 +175,15 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
     }
 
-    /// Timers: sweeps a bounded piece of the flow table, lets held fragments go. Called at least
-    /// every few tens of milliseconds, also when idle.
+    /// Timers: sweeps a bounded piece of the flow table, lets held fragments go, says how full the
+    /// table is. Called at least every few tens of milliseconds, also when idle.
     pub fn tick(&mut self, now: Time) {
         self.expire_fragments(now);
         self.batch(now);
+        let counts = self.parts.flows.counts();
+        for class in Class::ALL {
+            self.parts.counters.flows(class).set(u64::from(counts.of(class)));
+        }
     }
 
     /// A batch of packets begins: sweeps what is due of the flow table. Cheap when called often.
