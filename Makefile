@@ -23,7 +23,7 @@ $(FUZZ) $(1) $(FUZZ_FOUND)/$(1) fuzz/corpus/$(1) -- -max_total_time=$(2) -timeou
 
 endef
 
-.PHONY: help deps deps-bench deps-fuzz deps-deny build demo test unit lint deny bench fuzz fuzz-ci install install-built
+.PHONY: help deps deps-bench deps-fuzz deps-deny deps-promtool build demo test unit lint rules deny bench fuzz fuzz-ci install install-built
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -38,10 +38,10 @@ demo: deps build ## Show the main job on this machine: real packets, real Postgr
 	@target/release/adit-lab prepare
 	@target/release/adit-demo
 
-test: deps lint unit demo fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, the demo, short fuzzing
+test: deps lint unit rules demo fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, the demo, short fuzzing
 
 # Hosts of the lab run the workspace's binaries.
-unit: deps
+unit: deps deps-promtool
 	$(CARGO) build --locked --workspace --bins
 	@target/debug/adit-lab prepare
 	$(CARGO) test --locked --workspace --no-fail-fast
@@ -51,6 +51,14 @@ lint: ## Check format and clippy
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
+
+deps-promtool:
+	@tests/lab/promtool.sh >/dev/null
+
+rules: deps-promtool ## Check the alert rules for Prometheus, and run their tests
+	promtool=$$(tests/lab/promtool.sh); \
+	$$promtool check rules packaging/adit.rules.yml; \
+	$$promtool test rules packaging/adit.rules.test.yml
 
 deps-deny:
 	@command -v cargo-deny >/dev/null || $(CARGO) install --locked cargo-deny
@@ -78,7 +86,7 @@ fuzz: deps-fuzz ## Fuzz every target for FUZZ_SECONDS (default 600) each
 fuzz-ci: deps-fuzz
 	$(foreach target,$(FUZZ_TARGETS),$(call fuzz_target,$(target),$(CI_FUZZ_SECONDS),-seed=1))
 
-install: build ## Install binaries, man pages, completions and the systemd unit below PREFIX (default /usr/local)
+install: build ## Install binaries, man pages, completions and the systemd unit, dashboard and rules below PREFIX (default /usr/local)
 	@$(MAKE) --no-print-directory install-built
 
 # Without building, so that packages and a test of the installation can bring their own BINARIES.
@@ -98,5 +106,8 @@ install-built:
 		$(SHARE)/fish/vendor_completions.d
 	$(foreach program,adit adit-realserver,$(call install_program,$(program)))
 	install -D -m 644 packaging/adit.example.toml $(DESTDIR)/etc/adit/adit.example.toml
+	install -D -m 644 packaging/adit.grafana.json $(SHARE)/adit/adit.grafana.json
+	install -D -m 644 packaging/adit.rules.yml $(SHARE)/adit/adit.rules.yml
+	install -D -m 644 packaging/adit.rules.test.yml $(SHARE)/adit/adit.rules.test.yml
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@SBIN@|$(PREFIX)/sbin|' packaging/adit.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/adit.service

@@ -1,7 +1,7 @@
 //! Commands that show a running director: `list`, `connections`, `drops`, `capture`.
 
 use super::output::{self, TextTable};
-use super::{CommandError, Global, Outcome, converse};
+use super::{CommandError, Global, Outcome, converse, rate};
 use crate::control::admin::api::{
     ConnectionView, Connections, Drops, RealView, ServiceView, Services, Status,
 };
@@ -22,6 +22,16 @@ pub struct ListArgs {
     /// Show traffic instead of weights.
     #[arg(long)]
     pub stats: bool,
+    /// Show what happens per second: new connections, packets and bytes (CPS, InPPS, InBPS).
+    #[arg(long, conflicts_with = "stats")]
+    pub rate: bool,
+    /// Seconds between the two readings of --rate.
+    #[arg(long, value_name = "S", default_value_t = 1, requires = "rate",
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub interval: u64,
+    /// Go on until interrupted, with a reading per interval.
+    #[arg(long, requires = "rate")]
+    pub watch: bool,
     /// This service alone.
     #[arg(value_name = "SERVICE")]
     pub service: Option<String>,
@@ -88,6 +98,9 @@ struct Listing {
 }
 
 pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandError> {
+    if args.rate {
+        return rate::list(args, global);
+    }
     let (status, mut services) = converse(global, |client| async move {
         let status: Status = client.ask(Method::GET, "/v1/status").await?;
         let Services { services } = client.ask(Method::GET, "/v1/services").await?;
@@ -157,7 +170,7 @@ fn endpoint(address: IpAddr, port: &str) -> String {
 }
 
 /// The line of a service, as ipvsadm shows it, with its name behind.
-fn service_line(service: &ServiceView) -> String {
+pub(super) fn service_line(service: &ServiceView) -> String {
     let mut flags = String::new();
     if let Some(seconds) = service.persistence_seconds {
         flags = format!(" persistent {seconds}");
@@ -175,7 +188,7 @@ fn service_line(service: &ServiceView) -> String {
 }
 
 /// Real servers listen on the VIP's port: the tunnel changes no ports.
-fn real_endpoint(service: &ServiceView, real: &RealView) -> String {
+pub(super) fn real_endpoint(service: &ServiceView, real: &RealView) -> String {
     let port = if service.ports.parse::<u16>().is_ok() { service.ports.as_str() } else { "0" };
     endpoint(real.address, port)
 }

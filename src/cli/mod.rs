@@ -6,7 +6,9 @@ mod explain;
 mod generate;
 mod live;
 mod logging;
+mod metrics;
 pub mod output;
+mod rate;
 mod reload;
 mod run;
 mod version;
@@ -86,6 +88,10 @@ pub enum Command {
     Explain(explain::ExplainArgs),
     /// Show why packets were dropped.
     Drops(live::DropsArgs),
+    /// Print metrics for Prometheus.
+    ///
+    /// The director can also serve them over HTTP: `metrics` in [director].
+    Metrics(metrics::MetricsArgs),
     /// Write packets of both sides of the tunnel to a pcap file.
     ///
     /// Direct egress may be invisible to tcpdump on this host; this is not.
@@ -165,6 +171,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, CommandError> {
         Command::Connections(args) => live::connections(&args, &global),
         Command::Explain(args) => explain::run(&args, &global),
         Command::Drops(args) => live::drops(&args, &global),
+        Command::Metrics(args) => metrics::run(&args, &global),
         Command::Capture(args) => live::capture(&args, &global),
         Command::Version => version::run(&global),
         Command::Completions(args) => generate::completions(&args),

@@ -28,6 +28,7 @@ pub fn fixed(old: &Config, new: &Config) -> Vec<String> {
     look("admin_group", word(&a.admin_group), word(&b.admin_group));
     look("mtu", word(&a.mtu), word(&b.mtu));
     look("tap_queue_length", a.tap_queue_length.to_string(), b.tap_queue_length.to_string());
+    look("metrics", word(&a.metrics), word(&b.metrics));
     look("hash_key_file", word(&a.hash_key_file), word(&b.hash_key_file));
     let limits = |c: &Config| (c.limits.emitted_per_client, c.limits.emitted_total);
     look("[limits]", word(&limits(old)), word(&limits(new)));
@@ -253,6 +254,7 @@ mod tests {
         );
         assert!(new("\"eth0\"\n", "\"eth0\"\ntap = \"t\"\n")[0].contains("`tap`"));
         assert!(new("\"eth0\"\n", "\"eth0\"\nstate_dir = \"/x\"\n")[0].contains("state_dir"));
+        assert!(new("\"eth0\"\n", "\"eth0\"\nmetrics = \"[::1]:9105\"\n")[0].contains("`metrics`"));
         assert!(new("\"eth0\"\n", "\"eth0\"\nhash_key_file = \"/x\"\n")[0].contains("hash_key"));
     }
 }

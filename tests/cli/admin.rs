@@ -57,6 +57,15 @@ fn answers_are_those_of_the_document() {
         ask(&lab, "GET /v1/explain?client=198.51.100.1%3A40000&vip=192.0.2.10%3A7&protocol=udp");
     assert_eq!((status, body["service"].as_str()), (200, Some("echo")), "{body}");
 
+    // The one answer that is text.
+    let mut answer = String::new();
+    send(&lab, "GET /v1/metrics?compat=ipvs").read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"), "{head}");
+    assert!(body.contains("\nadit_ledger_balances 1\n"), "{body}");
+    assert!(body.contains("\nnode_ipvs_incoming_packets_total 0\n"), "{body}");
+
+    assert!(refused(&lab, 400, "GET /v1/metrics?compat=lvs").contains("not ipvs"));
     assert!(refused(&lab, 400, "GET /v1/status?x=1").contains("`x`"));
     assert!(refused(&lab, 400, "GET /v1/connections?limit=many").contains("`limit`"));
     assert!(refused(&lab, 400, "GET /v1/explain").contains("`client` is missing"));

@@ -253,6 +253,19 @@ impl Lab {
         sending.join().unwrap();
     }
 
+    /// A socket of the director's host, made by `open` on a thread there.
+    pub(crate) fn socket_on_director<T: Send + 'static>(
+        &self,
+        open: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let host = File::open(format!("/proc/{}/ns/net", self.director.0.id())).unwrap();
+        let opening = std::thread::spawn(move || {
+            nix::sched::setns(host, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            open()
+        });
+        opening.join().unwrap()
+    }
+
     /// Client port to real server, of every connection there is.
     pub(crate) fn connections(&self) -> Vec<(u64, String)> {
         let found = self.json("connections");

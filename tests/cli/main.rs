@@ -10,6 +10,7 @@ mod doctor;
 mod host;
 mod install;
 mod lab;
+mod metrics;
 mod shown;
 #[path = "../../src/testing.rs"]
 mod testing;

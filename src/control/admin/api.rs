@@ -4,7 +4,8 @@
 //! never renamed.
 
 use crate::control::finding::Finding;
-use crate::dataplane::counters::{DestinationReading, WorkerReading};
+use crate::dataplane::conntrack::Class;
+use crate::dataplane::counters::{Counters, DestinationReading, WorkerReading};
 use crate::io::IoCounters;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -16,6 +17,8 @@ pub struct Status {
     pub version: String,
     /// Its process.
     pub pid: u32,
+    /// When it started, in seconds since 1970.
+    pub start_time_seconds: u64,
     /// Seconds since it started.
     pub uptime_seconds: u64,
     /// Configuration file.
@@ -46,6 +49,8 @@ pub struct Status {
     pub active: u64,
     /// Flows in the table that are not.
     pub inactive: u64,
+    /// The same by class, as of the worker's last sign of life.
+    pub flows: FlowsView,
     /// Flows taken over from the process before, at start.
     pub adopted: u64,
     /// The worker's totals.
@@ -63,6 +68,36 @@ pub struct Status {
     /// What was wrong with the host at the last look.
     #[serde(default)]
     pub conditions: Vec<OwnedFinding>,
+}
+
+/// Flows in the table by class; those that have expired and wait to be swept are in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FlowsView {
+    /// Only a SYN was seen.
+    pub half_open: u64,
+    /// Not proven yet.
+    pub unproven: u64,
+    /// Established.
+    pub established: u64,
+    /// The client has sent FIN.
+    pub closing_fin: u64,
+    /// The client has sent RST.
+    pub closing_rst: u64,
+}
+
+impl FlowsView {
+    /// How many flows of each class `counters` say there are.
+    pub(in crate::control) fn of(counters: &Counters) -> Self {
+        let of = |class| counters.flows(class).get();
+        FlowsView {
+            half_open: of(Class::HalfOpen),
+            unproven: of(Class::Unproven),
+            established: of(Class::Established),
+            closing_fin: of(Class::ClosingFin),
+            closing_rst: of(Class::ClosingRst),
+        }
+    }
 }
 
 /// What the worker's engine counts, as of its last sign of life.
@@ -105,7 +140,7 @@ pub struct OwnedFinding {
 impl From<&Finding> for OwnedFinding {
     fn from(finding: &Finding) -> Self {
         OwnedFinding {
-            severity: finding.severity.to_string().to_lowercase(),
+            severity: finding.severity.name().to_owned(),
             message: finding.message.clone(),
             help: finding.help.clone(),
         }

@@ -72,16 +72,24 @@ impl Client {
         method: Method,
         target: &str,
     ) -> Result<T, ClientError> {
+        let body = self.whole(method, target).await?;
+        serde_json::from_slice(&body).map_err(|error| self.broken(&error))
+    }
+
+    /// Asks, and reads the whole answer as it is.
+    ///
+    /// # Errors
+    /// When nobody listens, the answer breaks off, or it is a refusal.
+    pub async fn whole(&self, method: Method, target: &str) -> Result<Bytes, ClientError> {
         let asking = async {
             let response = self.send(method, target).await?;
             let body = response.into_body().collect().await;
             body.map(http_body_util::Collected::to_bytes).map_err(|error| self.broken(&error))
         };
-        let body = match tokio::time::timeout(ANSWER_WITHIN, asking).await {
-            Ok(body) => body?,
-            Err(_) => return Err(self.broken(&"no answer within 30 seconds")),
-        };
-        serde_json::from_slice(&body).map_err(|error| self.broken(&error))
+        match tokio::time::timeout(ANSWER_WITHIN, asking).await {
+            Ok(body) => body,
+            Err(_) => Err(self.broken(&"no answer within 30 seconds")),
+        }
     }
 
     /// Asks, and gives the answer's body as it arrives.

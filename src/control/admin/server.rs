@@ -5,6 +5,7 @@ use super::capture::{self, CaptureBody};
 use super::query::{Query, QueryError};
 use crate::control::daemon::{ConnectionFilter, Daemon, PAGE, ReloadRequest};
 use crate::control::explain::Question;
+use crate::control::metrics::{self, listener};
 use crate::control::runtime;
 use crate::dataplane::service::Protocol;
 use http_body_util::{Either, Full};
@@ -243,6 +244,8 @@ async fn route(
             connection_filter(query).map(|filter| json(ok, &daemon.connections(&filter)))
         }
         "/v1/explain" => question(query).map(|question| json(ok, &daemon.explain(&question))),
+        "/v1/metrics" => listener::compat(query)
+            .map(|compat| metrics(metrics::exposition(daemon.reading(), compat))),
         "/v1/reload" => return reload(query, daemon).await,
         "/v1/capture" => return capture::start(query, daemon).map(stream),
         _ => {
@@ -305,6 +308,13 @@ async fn reload(query: &str, daemon: &Rc<Daemon>) -> Result<Response<Body>, Refu
 fn stream(body: CaptureBody) -> Response<Body> {
     let mut response = Response::new(Either::Right(body));
     let kind = hyper::header::HeaderValue::from_static("application/vnd.tcpdump.pcap");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn metrics(text: String) -> Response<Body> {
+    let mut response = Response::new(Either::Left(Full::new(Bytes::from(text))));
+    let kind = hyper::header::HeaderValue::from_static(metrics::CONTENT_TYPE);
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }

@@ -9,7 +9,7 @@ use super::types::{
     TunnelKind,
 };
 use crate::dataplane::rate_limit::RateLimits;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -86,6 +86,7 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         "a shorter queue overflows in a burst, a longer one only adds delay",
     );
     let mtu = t.integer("mtu", &limits::MTU, "IPv6 needs 1280; jumbo frames end at 9216");
+    let metrics = t.parsed("metrics", listen_address);
     t.finish();
 
     Some(Director {
@@ -102,6 +103,7 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         admin_group: admin_group.map(|at| at.value),
         tap_queue_length: queue.unwrap_or(limits::DEFAULT_TAP_QUEUE),
         mtu,
+        metrics: metrics.map(|at| at.value),
     })
 }
 
@@ -273,6 +275,20 @@ fn path(key: &str, text: &str) -> Result<PathBuf, (String, String)> {
         format!("`{key}` = \"{text}\" is not an absolute path"),
         "begin it with `/`: a daemon's working directory is not the operator's".to_owned(),
     ))
+}
+
+fn listen_address(text: &str) -> Result<SocketAddr, (String, String)> {
+    let wrong = |what: &str| {
+        let right =
+            "such as \"127.0.0.1:9105\" or \"[::1]:9105\"; everybody who reaches it can read it";
+        (format!("`metrics` = \"{text}\" {what}"), right.to_owned())
+    };
+    let address: SocketAddr = text.parse().map_err(|_| wrong("is not an address with a port"))?;
+    // The kernel would choose one, and nobody would know which.
+    if address.port() == 0 {
+        return Err(wrong("has no port"));
+    }
+    Ok(address)
 }
 
 fn socket_path(text: &str) -> Result<PathBuf, (String, String)> {

@@ -94,6 +94,8 @@ fn refusals() {
              hash_key_file = \"hash.key\"\nmtu = 500\ntap_queue_length = -1\n"
                 .into(),
         ),
+        ("metrics_name", format!("{HEAD}metrics = \"localhost:9105\"\n")),
+        ("metrics_port", format!("{HEAD}metrics = \"[::1]:0\"\n")),
         ("interface_is_default_tap", "[director]\ninterface = \"adit0\"\n".into()),
         ("device_name", "[director]\ninterface = \"a-name-that-is-too-long\"\n".into()),
         (

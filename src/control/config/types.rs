@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub struct Director {
     pub tap_queue_length: u32,
     /// MTU of the TAP; by default that of `interface`.
     pub mtu: Option<u16>,
+    /// Where metrics are served over HTTP; nowhere without it.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// How packets for a VIP come to the TAP.

@@ -20,6 +20,7 @@ use super::config::{Config, LoadedKey};
 use super::finding::Severity;
 use super::firewall;
 use super::host;
+use super::metrics::listener;
 use super::netlink::watch::{HostChange, HostWatch};
 use super::netlink::{Netlink, NetlinkError};
 use super::runtime;
@@ -35,7 +36,7 @@ use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -95,6 +96,8 @@ pub struct Daemon {
     flows: &'static [Slot],
     adopted: u64,
     started: Time,
+    /// The same by the calendar, as it was then.
+    started_at: SystemTime,
     state: RefCell<State>,
     /// Held while the world is changed: a change looks at the host and must not meet another.
     changing: tokio::sync::Mutex<()>,
@@ -111,6 +114,7 @@ struct Started {
     ended: oneshot::Receiver<Result<IoCounters, EngineError>>,
     watch: HostWatch,
     admin: Vec<Bound>,
+    metrics: Option<listener::Bound>,
 }
 
 /// Runs a director until it is told to stop.
@@ -123,6 +127,7 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     let daemon = Rc::clone(&started.daemon);
     let admin = started.admin.into_iter().map(|bound| bound.answer(Rc::clone(&daemon)));
     let admin: Vec<_> = admin.collect();
+    let metrics = started.metrics.map(|bound| bound.answer(Rc::clone(&daemon)));
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(pid = std::process::id(), "ready");
     runtime::spawn(look_at_host(Rc::clone(&daemon)));
@@ -131,7 +136,7 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     let result = serve(&daemon, signals, &mut ended, upkeep).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
-    drop(admin);
+    drop((admin, metrics));
     // First nothing more comes, then what has come is forwarded.
     daemon.stopping.set(true);
     let changing = tokio::time::timeout(CHANGE_ENDS, daemon.changing.lock()).await;

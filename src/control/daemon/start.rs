@@ -15,6 +15,7 @@ use crate::control::egress_paths::EgressPaths;
 use crate::control::finding::Finding;
 use crate::control::flow_region::{Before, FlowRegion, FlowRegionError, PERSISTENCE_CAPACITY};
 use crate::control::host;
+use crate::control::metrics::listener;
 use crate::control::netlink::egress::FixedSources;
 use crate::control::netlink::links::Link;
 use crate::control::netlink::watch::HostWatch;
@@ -42,7 +43,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::oneshot;
 
 /// How long one epoch of the cookies in outer ids lasts. Errors about a packet arrive within
@@ -103,6 +104,9 @@ pub enum StartError {
     /// The admin socket.
     #[error(transparent)]
     Admin(#[from] ListenError),
+    /// The listener for metrics.
+    #[error(transparent)]
+    Metrics(#[from] listener::ListenError),
     /// Routes, firewall, announcements.
     #[error("{0}")]
     Host(String),
@@ -127,6 +131,10 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     if let Some(group) = &config.director.admin_group {
         admin.push(Bound::for_group(socket, group)?);
     }
+    let metrics = match config.director.metrics {
+        Some(address) => Some(listener::Bound::new(address).await?),
+        None => None,
+    };
     let tap = open_tap(&config, &client).await?;
     let engine = io::choose(preference(config.director.io), &tap)?;
     tracing::info!(engine = %engine.engine, reason = engine.reason, "io engine chosen");
@@ -139,6 +147,9 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     region.placement.publish().map_err(FlowRegionError::from)?;
     let working = start_worker(&mut state, flows, key.key, &tap, engine.engine, &counters)?;
 
+    // A shell may read the clock: metrics say when this began in terms of the calendar.
+    #[allow(clippy::disallowed_methods)]
+    let started_at = SystemTime::now();
     let daemon = Rc::new(Daemon {
         config_path,
         key,
@@ -152,6 +163,7 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         flows: region.flows,
         adopted,
         started: now(),
+        started_at,
         state: RefCell::new(state),
         changing: tokio::sync::Mutex::new(()),
         stopping: Cell::new(false),
@@ -165,7 +177,7 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     }
     let hash = config_hash(&daemon.state.borrow().config);
     tracing::info!(%hash, key = daemon.key.fingerprint(), "forwarding");
-    Ok(Started { daemon, thread: working.thread, ended: working.ended, watch, admin })
+    Ok(Started { daemon, thread: working.thread, ended: working.ended, watch, admin, metrics })
 }
 
 /// What an earlier process left, in the terms of this one.

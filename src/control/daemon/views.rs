@@ -2,12 +2,14 @@
 
 use super::{Daemon, now, update};
 use crate::control::admin::api::{
-    ConnectionView, Connections, Drop, Drops, Explained, RealView, ServiceView, Services, Status,
+    ConnectionView, Connections, Drop, Drops, Explained, FlowsView, RealView, ServiceView,
+    Services, Status,
 };
 use crate::control::config::{Scheduler, config_hash, services_hash};
 use crate::control::destinations::Known;
 use crate::control::explain::{self, Question};
 use crate::control::finding::{Finding, Severity};
+use crate::control::metrics::{Reading, Seen};
 use crate::dataplane::conntrack::FlowRecord;
 use crate::dataplane::hash::ClientPrefix;
 use crate::dataplane::packet::{self, protocol};
@@ -15,6 +17,7 @@ use crate::dataplane::persistence::PersistenceKey;
 use crate::dataplane::scheduler::table::table_size;
 use crate::dataplane::verdict::DropReason;
 use std::net::IpAddr;
+use std::time::UNIX_EPOCH;
 
 /// Connections in one page, at most: some 300 bytes of JSON each.
 pub const PAGE: usize = 1000;
@@ -63,6 +66,11 @@ impl Daemon {
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
+            start_time_seconds: self
+                .started_at
+                .duration_since(UNIX_EPOCH)
+                .unwrap_or_default()
+                .as_secs(),
             uptime_seconds: now().saturating_since(self.started).as_secs(),
             config_file: self.config_path.display().to_string(),
             config_hash: config_hash(&state.config).to_string(),
@@ -78,6 +86,7 @@ impl Daemon {
             max_connections: director.max_connections,
             active,
             inactive,
+            flows: FlowsView::of(&self.counters),
             adopted: self.adopted,
             totals,
             dropped: self.counters.dropped.iter().map(|c| c.get()).sum(),
@@ -86,6 +95,21 @@ impl Daemon {
             warnings: warnings.iter().map(update::warning).collect(),
             conditions: conditions.iter().map(update::warning).collect(),
         }
+    }
+
+    /// What the metrics are made of.
+    pub(in crate::control) fn reading(&self) -> Reading {
+        let state = self.state.borrow();
+        let config = state.config.warnings().len() as u64;
+        let mut findings = vec![(Seen::Config, Severity::Warning, config)];
+        for (seen, found) in [(Seen::Start, &state.findings), (Seen::Now, &state.conditions)] {
+            for severity in [Severity::Error, Severity::Warning] {
+                let count = found.iter().filter(|f| f.severity == severity).count() as u64;
+                findings.push((seen, severity, count));
+            }
+        }
+        drop(state);
+        Reading { status: self.status(), services: self.services(), drops: self.drops(), findings }
     }
 
     /// `GET /v1/services`

@@ -1,0 +1,228 @@
+//! `adit list --rate`: what happens per second, from two readings of the counters.
+
+use super::live::{ListArgs, real_endpoint, service_line};
+use super::output::{self, TextTable};
+use super::{CommandError, Global, Outcome, converse};
+use crate::control::admin::api::{ServiceView, Services};
+use crate::control::admin::client::{Client, ClientError};
+use crate::dataplane::counters::DestinationReading;
+use hyper::Method;
+use serde::Serialize;
+use std::net::IpAddr;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The counters at one moment.
+struct Reading {
+    at: Instant,
+    services: Vec<ServiceView>,
+}
+
+/// What happened per second between two readings.
+#[derive(Debug, Serialize)]
+struct Rates {
+    /// Seconds between the readings.
+    seconds: f64,
+    services: Vec<ServiceRate>,
+}
+
+#[derive(Debug, Serialize)]
+struct ServiceRate {
+    name: String,
+    vip: IpAddr,
+    ports: String,
+    protocol: String,
+    #[serde(flatten)]
+    rate: Rate,
+    reals: Vec<RealRate>,
+}
+
+#[derive(Debug, Serialize)]
+struct RealRate {
+    address: IpAddr,
+    #[serde(flatten)]
+    rate: Rate,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+struct Rate {
+    connections_per_second: f64,
+    packets_per_second: f64,
+    bytes_per_second: f64,
+}
+
+impl Rate {
+    fn between(before: &DestinationReading, after: &DestinationReading, seconds: f64) -> Self {
+        let per_second = |count: fn(&DestinationReading) -> u64| {
+            let (before, after) = (count(before), count(after));
+            // Smaller than before: it was taken out and came back, so that it counts from 0.
+            let more = after.checked_sub(before).unwrap_or(after);
+            more as f64 / seconds
+        };
+        Rate {
+            connections_per_second: per_second(|c| c.connections),
+            packets_per_second: per_second(|c| c.packets),
+            bytes_per_second: per_second(|c| c.bytes),
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Rate {
+            connections_per_second: self.connections_per_second + other.connections_per_second,
+            packets_per_second: self.packets_per_second + other.packets_per_second,
+            bytes_per_second: self.bytes_per_second + other.bytes_per_second,
+        }
+    }
+
+    fn cells(self) -> [String; 3] {
+        [self.connections_per_second, self.packets_per_second, self.bytes_per_second]
+            .map(|rate| format!("{rate:.1}"))
+    }
+}
+
+impl Rates {
+    fn between(before: &[ServiceView], after: &[ServiceView], elapsed: Duration) -> Self {
+        let seconds = elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
+        let service = |now: &ServiceView| {
+            let then = before.iter().find(|s| s.name == now.name && s.vip == now.vip);
+            let reals: Vec<RealRate> = (now.reals.iter())
+                .map(|real| {
+                    let then =
+                        then.and_then(|s| s.reals.iter().find(|r| r.address == real.address));
+                    let then = then.map_or(DestinationReading::default(), |r| r.counters);
+                    let rate = Rate::between(&then, &real.counters, seconds);
+                    RealRate { address: real.address, rate }
+                })
+                .collect();
+            ServiceRate {
+                name: now.name.clone(),
+                vip: now.vip,
+                ports: now.ports.clone(),
+                protocol: now.protocol.clone(),
+                rate: reals.iter().fold(Rate::default(), |sum, real| sum.and(real.rate)),
+                reals,
+            }
+        };
+        Rates { seconds, services: after.iter().map(service).collect() }
+    }
+
+    /// As ipvsadm shows them, without the columns of what real servers answer: it does not come by
+    /// here.
+    fn table(&self, services: &[ServiceView]) -> String {
+        let head = ["Prot LocalAddress:Port Scheduler Flags", ">CPS", ">InPPS", ">InBPS"];
+        let mut table = TextTable::new(&head);
+        table.row(["  -> RemoteAddress:Port"]);
+        for (service, rates) in services.iter().zip(&self.services) {
+            let [connections, packets, bytes] = rates.rate.cells();
+            table.row([service_line(service), connections, packets, bytes]);
+            for (real, rates) in service.reals.iter().zip(&rates.reals) {
+                let [connections, packets, bytes] = rates.rate.cells();
+                let address = format!("  -> {}", real_endpoint(service, real));
+                table.row([address, connections, packets, bytes]);
+            }
+        }
+        table.render()
+    }
+}
+
+async fn read(client: &Client, service: Option<&String>) -> Result<Reading, ClientError> {
+    let Services { mut services } = client.ask(Method::GET, "/v1/services").await?;
+    let at = Instant::now();
+    services.retain(|s| service.is_none_or(|name| s.name == *name));
+    Ok(Reading { at, services })
+}
+
+pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandError> {
+    let interval = Duration::from_secs(args.interval);
+    let service = args.service.as_ref();
+    let json = global.json;
+    let watch = args.watch;
+    converse(global, |client| async move {
+        let mut before = read(&client, service).await?;
+        if let (Some(name), true) = (service, before.services.is_empty()) {
+            output::error(&format!("there is no service {name}"));
+            return Ok(Outcome::Refused);
+        }
+        loop {
+            tokio::time::sleep(interval).await;
+            let after = read(&client, service).await?;
+            let rates = Rates::between(&before.services, &after.services, after.at - before.at);
+            if json {
+                output::json(&rates);
+            } else {
+                output::raw(rates.table(&after.services).as_bytes());
+            }
+            if !watch {
+                return Ok(Outcome::Fine);
+            }
+            if !json {
+                output::line("");
+            }
+            before = after;
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::admin::api::RealView;
+
+    fn service(counts: &[(&str, u64)]) -> ServiceView {
+        let real = |(address, count): &(&str, u64)| RealView {
+            address: address.parse().unwrap(),
+            weight: 1,
+            effective_weight: 1,
+            state: "up".to_owned(),
+            counters: DestinationReading {
+                connections: *count,
+                packets: 10 * count,
+                bytes: 1000 * count,
+                ..DestinationReading::default()
+            },
+            source: None,
+            interface: None,
+            next_hop: None,
+            egress: "direct".to_owned(),
+            link_mtu: 1500,
+            path_mtu: 1500,
+        };
+        ServiceView {
+            name: "db".to_owned(),
+            vip: "192.0.2.1".parse().unwrap(),
+            ports: "5432".to_owned(),
+            protocol: "tcp".to_owned(),
+            scheduler: "rr".to_owned(),
+            table_size: None,
+            persistence_seconds: None,
+            configured: true,
+            reals: counts.iter().map(real).collect(),
+        }
+    }
+
+    #[test]
+    fn rates_are_differences_by_time() {
+        // One goes on, one came back with new counters, one is new, one is gone.
+        let before = [service(&[("10.0.0.1", 100), ("10.0.0.2", 50), ("10.0.0.9", 7)])];
+        let after = [service(&[("10.0.0.1", 110), ("10.0.0.2", 4), ("10.0.0.3", 6)])];
+        let rates = Rates::between(&before, &after, Duration::from_secs(2));
+        let found: Vec<f64> =
+            rates.services[0].reals.iter().map(|r| r.rate.connections_per_second).collect();
+        assert_eq!(found, [5.0, 2.0, 3.0]);
+        let all = Rate {
+            connections_per_second: 10.0,
+            packets_per_second: 100.0,
+            bytes_per_second: 10_000.0,
+        };
+        assert_eq!(rates.services[0].rate, all);
+        assert_eq!(
+            rates.table(&after),
+            "Prot LocalAddress:Port Scheduler Flags   CPS  InPPS    InBPS\n\
+             \x20 -> RemoteAddress:Port\n\
+             TCP  192.0.2.1:5432 rr  [db]            10.0  100.0  10000.0\n\
+             \x20 -> 10.0.0.1:5432                       5.0   50.0   5000.0\n\
+             \x20 -> 10.0.0.2:5432                       2.0   20.0   2000.0\n\
+             \x20 -> 10.0.0.3:5432                       3.0   30.0   3000.0\n"
+        );
+    }
+}
