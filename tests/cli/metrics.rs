@@ -1,9 +1,9 @@
 //! Metrics of a running director: over the admin socket, over HTTP, and as rates.
 
 use crate::THREE;
-use crate::lab::{Lab, eventually, lab};
+use crate::lab::{ADIT, Lab, eventually, lab};
 use crate::testing::{skipped, test_name};
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -147,13 +147,17 @@ fn slow_readers_are_in_nobodys_way() {
     let (head, body) = ask(&lab, "GET /metrics");
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     assert!(body.contains("adit_build_info"));
-    // The first had to go for those that came later.
+    // The first had to go for those that came later, and the last have to go in the end.
     let mut first = &slow[0];
     let gone = first.read(&mut [0; 1]);
     assert!(
         matches!(&gone, Ok(0))
             || gone.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset)
     );
+    // One of the last, which has said nothing.
+    let mut last = &slow[117];
+    last.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    assert_eq!(last.read(&mut [0; 1]).unwrap(), 0);
 }
 
 #[test]
@@ -164,6 +168,7 @@ fn a_listener_that_is_taken_refuses_the_start_before_the_host_is_changed() {
     let said = lab.refused("run");
     let wanted = format!("cannot listen on {ADDRESS} for `metrics`: Address already in use");
     assert!(said.contains(&wanted), "{said}");
+    assert!(!said.contains("io engine chosen"), "there was a TAP already: {said}");
     assert_eq!(lab.on_director("ip route show 192.0.2.10"), "");
     assert!(!lab.on_director("ip link show").contains("adit0"));
     assert!(!lab.file("adit.sock").exists(), "it leaves nothing behind");
@@ -204,6 +209,16 @@ fn rates_are_those_of_the_interval() {
     let reals = service["reals"].as_array().unwrap();
     let sum: f64 = reals.iter().map(|real| rate(real, "packets_per_second")).sum();
     assert!((sum - rate(service, "packets_per_second")).abs() < 1e-6, "{busy}");
+    // It goes on until it is interrupted.
+    let mut watch = Command::new(ADIT);
+    watch.arg("--socket").arg(lab.file("adit.sock")).args(["list", "--rate", "--watch"]);
+    let mut watching = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(watching.stdout.take().unwrap()).lines();
+    let heads = lines.map(Result::unwrap).filter(|line| line.contains("InPPS"));
+    assert_eq!(heads.take(2).count(), 2, "it ended");
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+
     let shown = lab.ok("list --rate echo");
     assert!(shown.contains("CPS") && shown.contains("  -> 10.0.0.4:7"), "{shown}");
     assert!(lab.refused("list --rate nobody").contains("there is no service nobody"));

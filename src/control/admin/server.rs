@@ -5,7 +5,7 @@ use super::capture::{self, CaptureBody};
 use super::query::{Query, QueryError};
 use crate::control::daemon::{ConnectionFilter, Daemon, PAGE, ReloadRequest};
 use crate::control::explain::Question;
-use crate::control::metrics::{self, listener};
+use crate::control::metrics::{self, Compat};
 use crate::control::runtime;
 use crate::dataplane::service::Protocol;
 use http_body_util::{Either, Full};
@@ -244,7 +244,7 @@ async fn route(
             connection_filter(query).map(|filter| json(ok, &daemon.connections(&filter)))
         }
         "/v1/explain" => question(query).map(|question| json(ok, &daemon.explain(&question))),
-        "/v1/metrics" => listener::compat(query)
+        "/v1/metrics" => Compat::asked_by(query)
             .map(|compat| metrics(metrics::exposition(daemon.reading(), compat))),
         "/v1/reload" => return reload(query, daemon).await,
         "/v1/capture" => return capture::start(query, daemon).map(stream),

@@ -1,5 +1,6 @@
 //! What a running director shows of itself.
 
+use super::state::State;
 use super::{Daemon, now, update};
 use crate::control::admin::api::{
     ConnectionView, Connections, Drop, Drops, Explained, FlowsView, RealView, ServiceView,
@@ -10,14 +11,23 @@ use crate::control::destinations::Known;
 use crate::control::explain::{self, Question};
 use crate::control::finding::{Finding, Severity};
 use crate::control::metrics::{Reading, Seen};
+use crate::control::netlink::egress::RealPath;
 use crate::dataplane::conntrack::FlowRecord;
 use crate::dataplane::hash::ClientPrefix;
 use crate::dataplane::packet::{self, protocol};
 use crate::dataplane::persistence::PersistenceKey;
 use crate::dataplane::scheduler::table::table_size;
 use crate::dataplane::verdict::DropReason;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::UNIX_EPOCH;
+
+/// The way to each real server. Looked for once per real server, of which there may be many.
+type Paths<'s> = HashMap<IpAddr, &'s RealPath>;
+
+fn paths(state: &State) -> Paths<'_> {
+    state.survey.paths.iter().map(|path| (path.address, path)).collect()
+}
 
 /// Connections in one page, at most: some 300 bytes of JSON each.
 pub const PAGE: usize = 1000;
@@ -115,6 +125,7 @@ impl Daemon {
     /// `GET /v1/services`
     pub fn services(&self) -> Services {
         let state = self.state.borrow();
+        let paths = paths(&state);
         let mut services = Vec::new();
         for service in &state.config.services {
             let table_size = (service.scheduler == Scheduler::Maglev)
@@ -126,8 +137,9 @@ impl Daemon {
                 .filter(|(_, k)| state.world.vip_address(k.key.vip) == Some(service.vip))
                 .filter_map(|(id, k)| {
                     let address = state.world.address_of(k.key.real)?;
-                    let weight = service.reals.iter().find(|r| r.address == address);
-                    self.real_view(id.index(), k, weight.map_or(0, |r| u32::from(r.weight)))
+                    let place = service.reals.binary_search_by_key(&address, |r| r.address);
+                    let weight = place.map_or(0, |place| u32::from(service.reals[place].weight));
+                    self.real_view((&state, &paths), id.index(), k, weight)
                 })
                 .collect();
             reals.sort_by_key(|r| r.address);
@@ -151,6 +163,7 @@ impl Daemon {
     /// Services that are not configured any more and whose connections go on.
     fn removed_services(&self) -> Vec<ServiceView> {
         let state = self.state.borrow();
+        let paths = paths(&state);
         let mut removed: Vec<ServiceView> = Vec::new();
         for (id, known) in state.world.destinations.iter().filter(|(_, k)| !k.idle) {
             let Some(vip) = state.world.vip_address(known.key.vip) else { continue };
@@ -158,7 +171,9 @@ impl Daemon {
             if state.config.services.iter().any(|s| s.name == *name && s.vip == vip) {
                 continue;
             }
-            let Some(real) = self.real_view(id.index(), known, 0) else { continue };
+            let Some(real) = self.real_view((&state, &paths), id.index(), known, 0) else {
+                continue;
+            };
             match removed.iter_mut().find(|s| s.name == *name && s.vip == vip) {
                 Some(service) => service.reals.push(real),
                 None => removed.push(ServiceView {
@@ -177,10 +192,15 @@ impl Daemon {
         removed
     }
 
-    fn real_view(&self, id: usize, known: &Known, weight: u32) -> Option<RealView> {
-        let state = self.state.borrow();
+    fn real_view(
+        &self,
+        (state, paths): (&State, &Paths<'_>),
+        id: usize,
+        known: &Known,
+        weight: u32,
+    ) -> Option<RealView> {
         let address = state.world.address_of(known.key.real)?;
-        let path = state.survey.paths.iter().find(|p| p.address == address);
+        let path = paths.get(&address);
         let link_mtu = path.map_or(0, |p| p.mtu);
         let learned = state.path_mtus.get(&known.key.real).filter(|(_, until)| *until > now());
         let condition = match (known.cut, known.configured, weight) {

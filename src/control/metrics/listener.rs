@@ -4,7 +4,6 @@
 //! conversations, of their time, of renderings a second and so of what waits to be read.
 
 use super::{CONTENT_TYPE, Compat, exposition};
-use crate::control::admin::query::{Query, QueryError};
 use crate::control::daemon::{Daemon, now};
 use crate::control::runtime;
 use crate::dataplane::time::Time;
@@ -145,18 +144,10 @@ fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
-    match compat(request.uri().query().unwrap_or_default()) {
+    match Compat::asked_by(request.uri().query().unwrap_or_default()) {
         Ok(compat) => text(StatusCode::OK, CONTENT_TYPE, pages.get(compat)),
         Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
     }
-}
-
-/// Whose names a query asks for.
-///
-/// # Errors
-/// When it is not understood.
-pub(in crate::control) fn compat(query: &str) -> Result<Option<Compat>, QueryError> {
-    Query::parse(query, &["compat"])?.get("compat", "ipvs")
 }
 
 fn refusal(status: StatusCode, said: &str) -> Response<Full<Bytes>> {

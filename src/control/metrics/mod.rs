@@ -14,6 +14,7 @@ mod services;
 mod tests;
 
 use super::admin::api::{Drops, Services, Status};
+use super::admin::query::{Query, QueryError};
 use super::finding::Severity;
 use families::Families;
 use prometheus_client::collector::Collector;
@@ -72,6 +73,16 @@ impl FromStr for Compat {
 
     fn from_str(text: &str) -> Result<Self, ()> {
         if text == "ipvs" { Ok(Compat::Ipvs) } else { Err(()) }
+    }
+}
+
+impl Compat {
+    /// Whose names a request's query asks for.
+    ///
+    /// # Errors
+    /// When it is not understood.
+    pub(super) fn asked_by(query: &str) -> Result<Option<Self>, QueryError> {
+        Query::parse(query, &["compat"])?.get("compat", "ipvs")
     }
 }
 
