@@ -4,6 +4,7 @@ use super::*;
 use crate::control::admin::api::{
     Drop, FlowsView, IoView, OwnedFinding, RealView, ServiceView, Services, Status,
 };
+use crate::control::netlink::egress::KernelReason;
 use crate::dataplane::counters::{DestinationReading, WorkerReading};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -349,6 +350,9 @@ fn dashboard_and_rules_name_metrics_that_there_are() {
             assert!(names.contains(word), "{name}: there is no metric {word}");
         }
     }
+    // The one reason for which the kernel sends that is meant.
+    let meant = format!("reason!=\"{}\"", KernelReason::Ipsec);
+    assert!(file("packaging/adit.rules.yml").contains(&meant), "{meant}");
     let dashboard: Value = serde_json::from_str(&file("packaging/adit.grafana.json")).unwrap();
     assert!(dashboard["panels"].as_array().unwrap().len() > 5);
 }
