@@ -95,7 +95,7 @@ impl Daemon {
         if due {
             self.state.borrow_mut().free_ids();
         }
-        let before = std::mem::replace(&mut self.state.borrow_mut().conditions, conditions.clone());
+        let before = std::mem::replace(&mut self.state.borrow_mut().seen, conditions.clone());
         for condition in conditions.iter().filter(|condition| !before.contains(condition)) {
             tracing::error!(help = condition.help, "{}", condition.message);
         }

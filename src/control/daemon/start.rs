@@ -247,7 +247,7 @@ async fn first_state(
         groups: None,
         draining: HashMap::new(),
         findings: Vec::new(),
-        conditions: Vec::new(),
+        seen: Vec::new(),
         rules: None,
         host_due: true,
         client_mac: client.mac.filter(|_| answers),

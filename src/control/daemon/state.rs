@@ -46,8 +46,8 @@ pub(super) struct State {
     pub(super) draining: HashMap<DestinationId, Time>,
     /// What is wrong with the host, as far as was seen at start.
     pub(super) findings: Vec<Finding>,
-    /// What was wrong with it at the last look.
-    pub(super) conditions: Vec<Finding>,
+    /// What was wrong with it at the last look; [`conditions`](Self::conditions) has more.
+    pub(super) seen: Vec<Finding>,
     /// The firewall's rules as they were listed when they had been made; `None` where this kernel
     /// cannot have them.
     pub(super) rules: Option<String>,
@@ -66,6 +66,17 @@ impl State {
         let known = self.world.destinations.iter().filter(|(_, known)| !known.idle);
         vips.extend(known.filter_map(|(_, known)| self.world.vip_address(known.key.vip)));
         vips
+    }
+
+    /// What is wrong with the host now.
+    pub(super) fn conditions(&self) -> Vec<Finding> {
+        let unopened = self.unopened.values().map(|error| {
+            Finding::error(
+                error.clone(),
+                "packets that would go this way are dropped (no_egress); it is tried again",
+            )
+        });
+        self.seen.iter().cloned().chain(unopened).collect()
     }
 
     /// Frees ids of real servers and VIPs that nothing refers to any more.

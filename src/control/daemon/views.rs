@@ -63,13 +63,7 @@ impl Daemon {
         let config_warnings = state.config.warnings();
         let mut warnings: Vec<Finding> =
             config_warnings.into_iter().map(|w| Finding::warning(w.message, w.help)).collect();
-        let unopened = state.unopened.values().map(|error| {
-            Finding::error(
-                error.clone(),
-                "packets that would go this way are dropped (no_egress); it is tried again",
-            )
-        });
-        let conditions: Vec<Finding> = state.conditions.iter().cloned().chain(unopened).collect();
+        let conditions = state.conditions();
         let seen = state.findings.iter().chain(&conditions);
         warnings.extend(seen.filter(|f| f.severity != Severity::Note).cloned());
         let silence = self.worker.silence(now()).as_millis();
@@ -112,7 +106,7 @@ impl Daemon {
         let state = self.state.borrow();
         let config = state.config.warnings().len() as u64;
         let mut findings = vec![(Seen::Config, Severity::Warning, config)];
-        for (seen, found) in [(Seen::Start, &state.findings), (Seen::Now, &state.conditions)] {
+        for (seen, found) in [(Seen::Start, &state.findings), (Seen::Now, &state.conditions())] {
             for severity in [Severity::Error, Severity::Warning] {
                 let count = found.iter().filter(|f| f.severity == severity).count() as u64;
                 findings.push((seen, severity, count));

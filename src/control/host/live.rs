@@ -242,6 +242,7 @@ fn strangers(live: &LiveState, findings: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::admin::api::FlowsView;
     use crate::control::finding::Severity;
     use crate::control::netlink::egress::{RealPath, Survey};
     use crate::control::netlink::links::Link;
@@ -280,6 +281,7 @@ mod tests {
         let status = Status {
             version: String::new(),
             pid: 1,
+            start_time_seconds: 0,
             uptime_seconds: 60,
             config_file: String::new(),
             config_hash: String::new(),
@@ -295,6 +297,7 @@ mod tests {
             max_connections: 100,
             active: 0,
             inactive: 0,
+            flows: FlowsView::default(),
             adopted: 0,
             totals: WorkerReading::default(),
             dropped: 0,

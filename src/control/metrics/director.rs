@@ -40,6 +40,7 @@ pub(super) fn encode(reading: &Reading, families: &mut Families<'_>) -> fmt::Res
         worker_silence_ms,
         // Counted by where they were seen; their words are for people.
         warnings: _,
+        conditions: _,
     } = &reading.status;
     families.info(
         "adit_build_info",

@@ -83,6 +83,7 @@ fn status() -> Status {
             message: word("m"),
             help: word("h"),
         }],
+        conditions: Vec::new(),
     }
 }
 
@@ -207,6 +208,7 @@ fn left_out(at: &str) -> bool {
     at == "/uptime_seconds"
         || at == "/dropped"
         || at.starts_with("/warnings/")
+        || at.starts_with("/conditions/")
         || at.ends_with("/meaning")
 }
 
