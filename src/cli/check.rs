@@ -3,7 +3,7 @@
 use super::output::{self, TextTable};
 use super::{CommandError, Global, Outcome, load_config};
 use crate::control::config::{
-    Config, ConfigErrors, LoadedKey, RenderStyle, Scheduler, config_hash, services_hash,
+    Config, ConfigErrors, LoadedKey, RenderStyle, config_hash, services_hash,
 };
 use crate::control::finding::{Finding, Severity};
 use crate::control::netlink::NetlinkError;
@@ -146,7 +146,7 @@ fn report(config: &Config, global: &Global) -> Report {
 }
 
 fn placement_tables(config: &Config) -> Vec<PlacementTable> {
-    let services = config.services.iter().filter(|s| s.scheduler == Scheduler::Maglev);
+    let services = config.services.iter().filter(|s| s.scheduler.has_table());
     services
         .filter_map(|service| {
             let members = service.reals.len();

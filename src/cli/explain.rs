@@ -4,7 +4,7 @@ use super::{CommandError, Global, Outcome, check, converse, load_config, output}
 use crate::control::admin::api::Explained;
 use crate::control::admin::query::Query;
 use crate::control::config::LoadedKey;
-use crate::control::explain::{Question, explain, offline_snapshot, protocol_name};
+use crate::control::explain::{Live, Question, explain, offline_snapshot, protocol_name};
 use crate::dataplane::service::Protocol;
 use clap::Args;
 use hyper::Method;
@@ -76,7 +76,7 @@ fn offline(args: &ExplainArgs, global: &Global) -> Result<Option<Explained>, Com
     config.services.retain(|service| service.vip == vip.ip());
     let snapshot = offline_snapshot(&config, key)?;
     let question = Question { client: args.client, vip, protocol };
-    Ok(Some(explain(&snapshot.services, key, &question)))
+    Ok(Some(explain(&snapshot.services, key, &question, Live::NOTHING)))
 }
 
 fn live(args: &ExplainArgs, global: &Global) -> Result<Explained, CommandError> {
@@ -110,6 +110,11 @@ fn show(explained: &Explained) {
     for probe in choice["probes"].as_array().into_iter().flatten() {
         let slot = if probe["slot"].is_number() {
             format!("slot {}", probe["slot"])
+        } else if probe["load"].is_object() {
+            let load = &probe["load"];
+            format!("{} active, {} inactive", load["active"], load["inactive"])
+        } else if choice["key"].is_string() {
+            "by hash".to_owned()
         } else {
             "in turn".to_owned()
         };

@@ -172,8 +172,14 @@ fn endpoint(address: IpAddr, port: &str) -> String {
 /// The line of a service, as ipvsadm shows it, with its name behind.
 pub(super) fn service_line(service: &ServiceView) -> String {
     let mut flags = String::new();
+    if !service.scheduler_flags.is_empty() {
+        flags.push_str(&format!(" ({})", service.scheduler_flags.join(",")));
+    }
     if let Some(seconds) = service.persistence_seconds {
-        flags = format!(" persistent {seconds}");
+        flags.push_str(&format!(" persistent {seconds}"));
+    }
+    if service.one_packet {
+        flags.push_str(" ops");
     }
     if !service.configured {
         flags.push_str(" (removed)");

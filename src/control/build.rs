@@ -10,8 +10,8 @@ use crate::dataplane::hash::{HashKey, PersistenceGroup};
 use crate::dataplane::ids::{DestinationId, RealId, VipId};
 use crate::dataplane::packet;
 use crate::dataplane::region::{Directory, DirectoryFull, Entry, RealIdentity, VipIdentity};
+use crate::dataplane::scheduler::Scheduler;
 use crate::dataplane::scheduler::table::{TableCache, TableError};
-use crate::dataplane::scheduler::{Scheduler, SchedulerKind};
 use crate::dataplane::service::{
     DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable,
 };
@@ -294,8 +294,9 @@ impl<S: AsRef<[Entry]>> World<S> {
                 destinations.push(self.destinations.id(&key).ok_or(DestinationsFull)?);
             }
             let before = previous.and_then(|snapshot| scheduler_of(snapshot, &service.name));
-            let scheduler = kind(service.scheduler)
-                .build(&members, &mut self.tables, before)
+            let scheduler = service
+                .scheduler
+                .build(&service.scheduler_flags, &members, &mut self.tables, before)
                 .map_err(|source| BuildError::Table { service: service.name.clone(), source })?;
             services.push(Service {
                 name: service.name.as_str().into(),
@@ -309,6 +310,7 @@ impl<S: AsRef<[Entry]>> World<S> {
                 persistence: persistence(service),
                 timeouts: timeouts(&service.timeouts),
                 df: df(service.df),
+                one_packet: service.one_packet,
             });
         }
         Ok(services)
@@ -415,14 +417,6 @@ fn link_header(direct: &DirectPath, outer: IpAddr) -> [u8; 14] {
 fn scheduler_of<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a dyn Scheduler> {
     let services = snapshot.services.services();
     services.iter().find(|s| *s.name == *name).map(|s| &*s.scheduler)
-}
-
-fn kind(scheduler: config::Scheduler) -> SchedulerKind {
-    match scheduler {
-        config::Scheduler::Maglev => SchedulerKind::Maglev,
-        config::Scheduler::Wrr => SchedulerKind::Wrr,
-        config::Scheduler::Rr => SchedulerKind::Rr,
-    }
 }
 
 fn protocol(protocol: config::Protocol) -> Protocol {

@@ -1,7 +1,7 @@
 //! What differs between two configurations, in words and in what it does to connections.
 
 use super::admin::api::Change;
-use super::config::{Config, Persistence, Scheduler, Service};
+use super::config::{Config, Persistence, Service};
 use crate::dataplane::scheduler::table::table_size;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -114,6 +114,18 @@ fn service_changes(
         let what = format!("scheduler {} -> {}", old.scheduler, new.scheduler);
         push(what, "holds for new connections; those there are stay where they are", 0);
     }
+    if old.scheduler_flags != new.scheduler_flags {
+        let show = |s: &Service| match s.scheduler_flags.as_slice() {
+            [] => "none".to_owned(),
+            flags => flags.iter().map(|flag| flag.name()).collect::<Vec<_>>().join(","),
+        };
+        let what = format!("scheduler flags {} -> {}", show(old), show(new));
+        push(what, "hold for new connections; those there are stay where they are", 0);
+    }
+    if old.one_packet != new.one_packet {
+        let what = format!("one_packet {} -> {}", old.one_packet, new.one_packet);
+        push(what, "holds for datagrams without a connection; those there are go on", 0);
+    }
     if old.persistence != new.persistence {
         let show = |p: &Option<Persistence>| {
             p.as_ref().map_or("none".to_owned(), |p| {
@@ -135,9 +147,8 @@ fn service_changes(
         push("df differs".to_owned(), "holds for the next packet of every connection", all);
     }
     real_changes(old, new, leaving, flows, &mut push);
-    let size = |s: &Service| {
-        (s.scheduler == Scheduler::Maglev).then(|| table_size(s.reals.len()).ok()).flatten()
-    };
+    let size =
+        |s: &Service| s.scheduler.has_table().then(|| table_size(s.reals.len()).ok()).flatten();
     if let (Some(before), Some(after)) = (size(old), size(new))
         && before != after
     {
@@ -219,6 +230,7 @@ mod tests {
             ("port = 80", "port = 80\nscheduler = \"wrr\"", "web: scheduler maglev -> wrr [0]"),
             ("port = 80", "port = 80\ntimeouts = { udp = \"9s\" }", "web: timeouts differ [7]"),
             ("port = 80", "port = 80\ndf = \"clear\"", "web: df differs [7]"),
+            ("port = 80", "port = 80\nscheduler = \"wlc\"", "web: scheduler maglev -> wlc [0]"),
             ("port = 80", "port = 80\npersistence = {}", "persistence none -> 5m by /32 and /64"),
         ];
         for (from, to, expected) in cases {

@@ -4,11 +4,14 @@ use super::admin::api::Explained;
 use super::build::{CookieRoot, Surroundings, World};
 use super::config::Config;
 use super::netlink::egress::Survey;
+use crate::dataplane::counters::DestinationCounters;
 use crate::dataplane::hash::{FlowTuple, HashKey};
 use crate::dataplane::packet;
 use crate::dataplane::region::{Directory, Entry, REAL_CAPACITY, VIP_CAPACITY};
+use crate::dataplane::scheduler::KeyedBy;
 use crate::dataplane::service::{Protocol, ServiceTable};
 use crate::dataplane::snapshot::Snapshot;
+use crate::dataplane::time::Time;
 use std::net::{IpAddr, SocketAddr};
 
 /// What is asked: a client's packet.
@@ -62,10 +65,29 @@ pub fn offline_snapshot(
     world.snapshot(config, key, &around, |_| None, None)
 }
 
+/// What a running director knows that its configuration does not say.
+#[derive(Debug, Clone, Copy)]
+pub struct Live<'a> {
+    /// Gauges by destination.
+    pub counters: &'a [DestinationCounters],
+    /// Now.
+    pub now: Time,
+}
+
+impl Live<'_> {
+    /// Nothing: no director runs, nobody has a connection.
+    pub const NOTHING: Live<'static> = Live { counters: &[], now: Time::ZERO };
+}
+
 /// How a new flow would be placed. Flows and persistence that exist already are the live
 /// director's to add.
 #[must_use]
-pub fn explain(services: &ServiceTable, key: HashKey, question: &Question) -> Explained {
+pub fn explain(
+    services: &ServiceTable,
+    key: HashKey,
+    question: &Question,
+    live: Live<'_>,
+) -> Explained {
     let tuple = question.tuple();
     let mut explained = Explained {
         client: question.client.to_string(),
@@ -91,7 +113,8 @@ pub fn explain(services: &ServiceTable, key: HashKey, question: &Question) -> Ex
         return explained;
     };
     let placement = service.placement_key(&key, &tuple);
-    let choice = service.scheduler.explain(&placement, &service.members);
+    let candidates = service.candidates(live.counters, live.now);
+    let choice = service.scheduler.explain(&placement, &candidates);
     explained.service = Some(service.name.to_string());
     explained.key_of = Some(match &service.persistence {
         Some(policy) => {
@@ -101,21 +124,44 @@ pub fn explain(services: &ServiceTable, key: HashKey, question: &Question) -> Ex
             };
             format!("the client's prefix of {length} bits and the persistence group")
         }
-        None => "client, port, VIP, port and protocol".to_owned(),
+        None => match service.scheduler.keyed_by() {
+            KeyedBy::Flow => "client, port, VIP, port and protocol",
+            KeyedBy::Client => "the client's address",
+            KeyedBy::ClientAndPort => "the client's address and port",
+            KeyedBy::Vip => "the VIP",
+        }
+        .to_owned(),
     });
     explained.real = choice.chosen.map(|member| member.address);
+    let what = if service.one_packet { "datagram" } else { "new flow" };
     explained.answer = match choice.chosen {
         Some(member) if service.scheduler.is_hash() => {
-            format!("service {}: a new flow goes to {}", service.name, member.address)
+            format!("service {}: a {what} goes to {}", service.name, member.address)
         }
-        Some(member) => format!(
-            "service {}: the next new flow goes to {}, whichever it is ({} takes turns)",
-            service.name,
-            member.address,
-            service.scheduler.name()
+        Some(member) => {
+            let (name, scheduler) = (&service.name, service.scheduler.name());
+            // The last one looked at is the one that was taken.
+            let how = match choice.probes.last().and_then(|probe| probe.load) {
+                Some(_) => "looks at weights and connections",
+                None => "takes turns",
+            };
+            format!(
+                "service {name}: the next {what} goes to {}, whichever it is ({scheduler} {how})",
+                member.address
+            )
+        }
+        None if candidates.eligible().next().is_none() => format!(
+            "service {}: no real server takes new flows: dropped as no_real_server",
+            service.name
+        ),
+        None if service.scheduler.is_hash() => format!(
+            "service {}: the client's real server takes no {what}, and without a fallback no other \
+             is asked: dropped as no_real_server",
+            service.name
         ),
         None => format!(
-            "service {}: no real server takes new flows: dropped as no_real_server",
+            "service {}: every real server has more connections than its weight: dropped as \
+             no_real_server",
             service.name
         ),
     };
@@ -154,7 +200,7 @@ mod tests {
             vip: vip.parse().unwrap(),
             protocol: Protocol::Tcp,
         };
-        explain(&snapshot.services, HashKey::DEFAULT, &question)
+        explain(&snapshot.services, HashKey::DEFAULT, &question, Live::NOTHING)
     }
 
     #[test]

@@ -15,7 +15,7 @@ pub struct TableWork {
 impl TableWork {
     /// The tables that `config` needs, from and into `tables`.
     pub fn new(tables: TableCache, config: &config::Config) -> Self {
-        let services = config.services.iter().filter(|s| s.scheduler == config::Scheduler::Maglev);
+        let services = config.services.iter().filter(|s| s.scheduler.has_table());
         TableWork { tables, members: services.map(members).collect() }
     }
 

@@ -16,6 +16,10 @@
 //! | fingerprint | `04`, `adit hash key` |
 //! | group name | `05`, name in UTF-8; always under [`HashKey::DEFAULT`] |
 //! | group of a service | `06`, virtual address 16, port 2, protocol 1; under [`HashKey::DEFAULT`] |
+//! | client | `07`, client address 16 |
+//! | client and port | `08`, client address 16, client port 2 |
+//! | VIP | `09`, virtual address 16 |
+//! | draws | `0a`, `adit draws` |
 
 use std::{
     fmt,
@@ -30,6 +34,10 @@ const FORM_SERVER: u8 = 0x03;
 const FORM_FINGERPRINT: u8 = 0x04;
 const FORM_GROUP_NAME: u8 = 0x05;
 const FORM_GROUP_SERVICE: u8 = 0x06;
+const FORM_CLIENT: u8 = 0x07;
+const FORM_CLIENT_AND_PORT: u8 = 0x08;
+const FORM_VIP: u8 = 0x09;
+const FORM_DRAWS: u8 = 0x0a;
 
 /// 2^64 / golden ratio, the increment of `SplitMix64` (Steele, Lea, Flood, OOPSLA 2014).
 const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -57,6 +65,14 @@ impl HashKey {
         let mut bytes = [0; 17];
         bytes[0] = FORM_SERVER;
         bytes[1..].copy_from_slice(&canonical_octets(address));
+        self.hash(&bytes).0
+    }
+
+    /// The seed of what is drawn where a scheduler wants chance.
+    pub(crate) fn draw_seed(&self) -> u64 {
+        let mut bytes = [0; 11];
+        bytes[0] = FORM_DRAWS;
+        bytes[1..].copy_from_slice(b"adit draws");
         self.hash(&bytes).0
     }
 
@@ -229,6 +245,24 @@ impl PlacementKey {
         Self::from_hash(key.hash(&bytes))
     }
 
+    /// The key of all flows of one client address, to whatever VIP.
+    pub fn of_address(key: &HashKey, client: IpAddr) -> Self {
+        Self::from_hash(key.hash(&address_form(FORM_CLIENT, client)))
+    }
+
+    /// The key of all flows from one client address and port.
+    pub fn of_endpoint(key: &HashKey, client: IpAddr, client_port: u16) -> Self {
+        let mut bytes = [0; 19];
+        bytes[..17].copy_from_slice(&address_form(FORM_CLIENT_AND_PORT, client));
+        bytes[17..].copy_from_slice(&client_port.to_be_bytes());
+        Self::from_hash(key.hash(&bytes))
+    }
+
+    /// The key of all flows to one VIP.
+    pub fn of_vip(key: &HashKey, vip: IpAddr) -> Self {
+        Self::from_hash(key.hash(&address_form(FORM_VIP, vip)))
+    }
+
     fn from_hash((slot_half, acceptance_half): (u64, u64)) -> Self {
         Self { slot_half, acceptance_half }
     }
@@ -259,6 +293,20 @@ impl fmt::Display for PlacementKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}{:016x}", self.slot_half, self.acceptance_half)
     }
+}
+
+/// A form that holds one address.
+fn address_form(form: u8, address: IpAddr) -> [u8; 17] {
+    let mut bytes = [0; 17];
+    bytes[0] = form;
+    bytes[1..].copy_from_slice(&canonical_octets(address));
+    bytes
+}
+
+/// Output number `number`, from 0, of the `SplitMix64` stream that starts at `seed`.
+#[inline]
+pub(crate) const fn stream(seed: u64, number: u64) -> u64 {
+    mix64(seed.wrapping_add(GOLDEN_GAMMA.wrapping_mul(number.wrapping_add(1))))
 }
 
 /// The finalizer of `SplitMix64`: a bijection in which every input bit reaches every output bit.
@@ -344,7 +392,14 @@ mod tests {
             format!("{k} {} {:08x}", probe.slot(65_537), probe.acceptance)
         });
         let with_server = format!("{:016x}", key.with_server("10.20.0.11".parse().unwrap()));
-        let lines = [lines.to_vec(), probes.to_vec(), vec![with_server]].concat();
+        let address = "192.0.2.7".parse().unwrap();
+        let others = [
+            PlacementKey::of_address(&HashKey::DEFAULT, address).to_string(),
+            PlacementKey::of_endpoint(&HashKey::DEFAULT, address, 40000).to_string(),
+            PlacementKey::of_vip(&HashKey::DEFAULT, address).to_string(),
+            format!("{:016x}", HashKey::DEFAULT.draw_seed()),
+        ];
+        let lines = [lines.to_vec(), probes.to_vec(), vec![with_server], others.to_vec()].concat();
         assert_eq!(lines.join("\n"), include_str!("scheduler/golden/keys.txt").trim_end());
     }
 

@@ -6,10 +6,12 @@ use ahash::AHashMap;
 
 use super::{
     conntrack::Timeouts,
+    counters::DestinationCounters,
     hash::{ClientPrefix, FlowTuple, HashKey, PersistenceGroup, PlacementKey},
     ids::{DestinationId, VipId},
     packet::{Address, protocol},
-    scheduler::{Member, Scheduler},
+    scheduler::{Candidates, KeyedBy, Loads, Member, Scheduler},
+    time::Time,
 };
 
 /// Protocol of a service.
@@ -90,6 +92,8 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// DF on the outer header.
     pub df: DfPolicy,
+    /// Whether each datagram is scheduled anew and nothing enters the flow table (UDP alone).
+    pub one_packet: bool,
 }
 
 impl PersistencePolicy {
@@ -100,15 +104,31 @@ impl PersistencePolicy {
 }
 
 impl Service {
-    /// What decides the placement of a flow of this service: its tuple, or with persistence its
-    /// client's prefix.
+    /// What decides the placement of a flow of this service: what its scheduler looks at, or with
+    /// persistence its client's prefix.
     pub fn placement_key(&self, hash_key: &HashKey, flow: &FlowTuple) -> PlacementKey {
-        match &self.persistence {
-            Some(policy) => {
-                PlacementKey::of_client(hash_key, &policy.prefix(flow.client), policy.group)
-            }
-            None => PlacementKey::of_flow(hash_key, flow),
+        if let Some(policy) = &self.persistence {
+            return PlacementKey::of_client(hash_key, &policy.prefix(flow.client), policy.group);
         }
+        match self.scheduler.keyed_by() {
+            KeyedBy::Flow => PlacementKey::of_flow(hash_key, flow),
+            KeyedBy::Client => PlacementKey::of_address(hash_key, flow.client),
+            KeyedBy::ClientAndPort => {
+                PlacementKey::of_endpoint(hash_key, flow.client, flow.client_port)
+            }
+            KeyedBy::Vip => PlacementKey::of_vip(hash_key, flow.vip),
+        }
+    }
+
+    /// What the scheduler chooses among, with the gauges of all destinations.
+    #[inline]
+    pub fn candidates<'a>(
+        &'a self,
+        counters: &'a [DestinationCounters],
+        now: Time,
+    ) -> Candidates<'a> {
+        let loads = Loads::new(&self.destinations, counters);
+        Candidates { members: &self.members, loads, now }
     }
 
     /// The member with that destination, if it is still configured.

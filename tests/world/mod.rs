@@ -24,7 +24,7 @@ use adit::dataplane::{
     persistence::PersistenceTable,
     rate_limit::{RateLimiter, RateLimits},
     region::Entry,
-    scheduler::{Member, SchedulerKind, table::TableCache},
+    scheduler::{Member, SchedulerFlag, SchedulerKind, table::TableCache},
     service::{DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable},
     snapshot::{Destination, Link, RealServer, Snapshot},
     time::Time,
@@ -46,6 +46,8 @@ pub struct ServiceSpec {
     pub protocol: Protocol,
     pub ports: Ports,
     pub scheduler: SchedulerKind,
+    pub flags: Vec<SchedulerFlag>,
+    pub one_packet: bool,
     pub members: Vec<Member>,
     pub persistence: Option<PersistencePolicy>,
     pub df: DfPolicy,
@@ -60,6 +62,8 @@ impl ServiceSpec {
             protocol: Protocol::Tcp,
             ports: Ports::List([5432].into()),
             scheduler,
+            flags: Vec::new(),
+            one_packet: false,
             members: vec![member("10.20.0.11"), member("10.30.0.21")],
             persistence: None,
             df: DfPolicy::Copy,
@@ -88,7 +92,8 @@ pub fn snapshot(specs: Vec<ServiceSpec>) -> Snapshot {
         let address: IpAddr = spec.vip.parse().unwrap();
         let vip = position_or_push(&mut vips, address);
         let vip = VipId(u32::try_from(vip).unwrap());
-        let scheduler = spec.scheduler.build(&spec.members, &mut tables, None).unwrap();
+        let scheduler = spec.scheduler.build(&spec.flags, &spec.members, &mut tables, None);
+        let scheduler = scheduler.unwrap();
         let mut ids = Vec::new();
         for member in &spec.members {
             let position = reals.iter().position(|(known, _)| *known == member.address);
@@ -117,6 +122,7 @@ pub fn snapshot(specs: Vec<ServiceSpec>) -> Snapshot {
             persistence: spec.persistence,
             timeouts: Timeouts::default(),
             df: spec.df,
+            one_packet: spec.one_packet,
         });
     }
     let reals: Vec<_> = reals.into_iter().map(|(_, real)| Some(real)).collect();

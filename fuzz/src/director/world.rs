@@ -14,7 +14,9 @@ use adit::dataplane::path_mtu::PathMtus;
 use adit::dataplane::persistence::PersistenceTable;
 use adit::dataplane::rate_limit::{Rate, RateLimiter, RateLimits};
 use adit::dataplane::region::Entry;
-use adit::dataplane::scheduler::{Member, Scheduler, SchedulerKind, table::TableCache};
+use adit::dataplane::scheduler::{
+    Member, Scheduler, SchedulerFlag, SchedulerKind, table::TableCache,
+};
 use adit::dataplane::service::{
     DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable,
 };
@@ -78,6 +80,9 @@ pub(super) const DESTINATIONS: usize = 12;
 /// What the first eight bytes of a sequence choose.
 pub(super) struct Settings {
     scheduler: SchedulerKind,
+    one_packet: bool,
+    /// `sh` and `mh` ask others, and look at ports.
+    fallback: bool,
     persistence: bool,
     df: DfPolicy,
     pub(super) decrement_hop_limit: bool,
@@ -96,8 +101,10 @@ impl Settings {
     pub(super) fn read(&[a, b, c, d, e, f, g, _]: &[u8; 8]) -> Self {
         let rate = |burst: u8| Rate { per_second: 10, burst: u32::from(burst) + 1 };
         Self {
-            scheduler: [SchedulerKind::Maglev, SchedulerKind::Wrr, SchedulerKind::Rr]
-                [usize::from(a % 3)],
+            scheduler: SchedulerKind::ALL[usize::from(a) % SchedulerKind::ALL.len()],
+            // UDP services alone have it; persistence and it exclude each other.
+            one_packet: b & 64 != 0 && b & 1 == 0,
+            fallback: b & 128 != 0,
             persistence: b & 1 != 0,
             df: if b & 2 == 0 { DfPolicy::Copy } else { DfPolicy::Clear },
             decrement_hop_limit: b & 4 != 0,
@@ -119,18 +126,21 @@ impl Settings {
 }
 
 /// One scheduler per service, all members up.
-fn schedulers(kind: SchedulerKind) -> Vec<Arc<dyn Scheduler>> {
+fn schedulers(kind: SchedulerKind, flags: &[SchedulerFlag]) -> Vec<Arc<dyn Scheduler>> {
     let mut tables = TableCache::new(HashKey::DEFAULT);
     let build = |(.., reals): &Plan| {
         let members: Vec<_> = reals.iter().map(|real| Member::up(REALS[*real], 100)).collect();
-        kind.build(&members, &mut tables, None).expect("a few members")
+        kind.build(flags, &members, &mut tables, None).expect("a few members")
     };
     SERVICES.iter().map(build).collect()
 }
 
 /// Maglev tables take a millisecond each and never change; a sequence takes a fraction of that.
 static MAGLEV: LazyLock<Vec<Arc<dyn Scheduler>>> =
-    LazyLock::new(|| schedulers(SchedulerKind::Maglev));
+    LazyLock::new(|| schedulers(SchedulerKind::Maglev, &[]));
+static MH: LazyLock<[Vec<Arc<dyn Scheduler>>; 2]> = LazyLock::new(|| {
+    [&[], &SchedulerFlag::ALL[..]].map(|flags| schedulers(SchedulerKind::Mh, flags))
+});
 
 /// The core and all that control would hold.
 pub(super) struct World {
@@ -156,7 +166,9 @@ impl World {
         assert_eq!(members.len(), DESTINATIONS);
         let schedulers = match settings.scheduler {
             SchedulerKind::Maglev => MAGLEV.clone(),
-            kind @ (SchedulerKind::Wrr | SchedulerKind::Rr) => schedulers(kind),
+            SchedulerKind::Mh => MH[usize::from(settings.fallback)].clone(),
+            kind if settings.fallback => schedulers(kind, &SchedulerFlag::ALL),
+            kind => schedulers(kind, &[]),
         };
         let counters = Arc::new(Counters::new(DESTINATIONS));
         let places = (0..8).map(|_| Entry::default()).collect();
@@ -232,6 +244,7 @@ impl World {
                 persistence,
                 timeouts: Timeouts::default(),
                 df: self.settings.df,
+                one_packet: self.settings.one_packet && *protocol == Protocol::Udp,
             });
         }
         self.snapshot = Snapshot {

@@ -165,8 +165,14 @@ pub struct ServiceView {
     pub ports: String,
     /// `tcp` or `udp`.
     pub protocol: String,
-    /// `maglev`, `wrr` or `rr`.
+    /// Its scheduler's name in the configuration, such as `maglev`.
     pub scheduler: String,
+    /// What the scheduler does otherwise than by default, such as `sh-port`.
+    #[serde(default)]
+    pub scheduler_flags: Vec<String>,
+    /// Whether each datagram is scheduled anew.
+    #[serde(default)]
+    pub one_packet: bool,
     /// Slots of its table, where it has one.
     pub table_size: Option<u32>,
     /// Seconds of persistence, where it has any.

@@ -200,6 +200,16 @@ impl<'t> Table<'t> {
         }
     }
 
+    pub(super) fn boolean(&mut self, key: &'static str) -> Option<At<bool>> {
+        let value = self.get(key)?;
+        let DeValue::Boolean(boolean) = value.get_ref() else {
+            let what = format!("`{key}`");
+            wrong_type(self.problems, value.span(), &what, "true or false", value.get_ref());
+            return None;
+        };
+        Some(At { value: *boolean, span: value.span() })
+    }
+
     pub(super) fn duration(
         &mut self,
         key: &'static str,
@@ -239,13 +249,33 @@ impl<'t> Table<'t> {
     /// One of a few words.
     pub(super) fn word<T: Copy>(&mut self, key: &'static str, words: &[Word<T>]) -> Option<T> {
         let text = self.string(key)?;
+        self.one_of(key, &text, words)
+    }
+
+    /// A list of words, each where it stands.
+    pub(super) fn words<T: Copy>(&mut self, key: &'static str, words: &[Word<T>]) -> Vec<At<T>> {
+        let Some(value) = self.get(key) else { return Vec::new() };
+        let DeValue::Array(items) = value.get_ref() else {
+            let what = format!("`{key}`");
+            wrong_type(self.problems, value.span(), &what, "a list of words", value.get_ref());
+            return Vec::new();
+        };
+        let word = |item| {
+            let text = self.as_string(key, item)?;
+            let value = self.one_of(key, &text, words)?;
+            Some(At { value, span: text.span })
+        };
+        items.iter().filter_map(word).collect()
+    }
+
+    fn one_of<T: Copy>(&self, key: &str, text: &At<&str>, words: &[Word<T>]) -> Option<T> {
         let mut right = Vec::new();
         for word in words {
             match *word {
                 Word::Is(name, value) if name == text.value => return Some(value),
                 Word::Later(name, reason) if name == text.value => {
                     let message = format!("`{key} = \"{name}\"` is not supported yet");
-                    self.problems.at(text.span, message, reason);
+                    self.problems.at(text.span.clone(), message, reason);
                     return None;
                 }
                 Word::Is(name, _) => right.push(name),
@@ -253,7 +283,7 @@ impl<'t> Table<'t> {
             }
         }
         let message = format!("`{key}` cannot be \"{}\"", text.value);
-        self.problems.at(text.span, message, suggest(text.value, &right, "one of "));
+        self.problems.at(text.span.clone(), message, suggest(text.value, &right, "one of "));
         None
     }
 

@@ -6,9 +6,14 @@ use super::sections::{df, timeouts};
 use super::types::{
     DontFragment, Persistence, Ports, Protocol, Real, Scheduler, Service, Timeouts,
 };
+use crate::dataplane::scheduler::SchedulerFlag;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
+use toml::Spanned;
 use toml::de::{DeInteger, DeValue};
+
+/// The same on every director, after every restart.
+const DEFAULT_SCHEDULER: Scheduler = Scheduler::Maglev;
 
 /// What a service takes from the other sections.
 pub(super) struct Defaults {
@@ -49,14 +54,12 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
     let ports = ports(&mut t, problems);
     let protocol =
         t.word("protocol", &[Word::Is("tcp", Protocol::Tcp), Word::Is("udp", Protocol::Udp)]);
-    let scheduler = t.word(
-        "scheduler",
-        &[
-            Word::Is("maglev", Scheduler::Maglev),
-            Word::Is("wrr", Scheduler::Wrr),
-            Word::Is("rr", Scheduler::Rr),
-        ],
-    );
+    let scheduler = t.word("scheduler", &Scheduler::ALL.map(|kind| Word::Is(kind.name(), kind)));
+    let flags = SchedulerFlag::ALL.map(|flag| Word::Is(flag.name(), flag));
+    let flags = t.words("scheduler_flags", &flags);
+    let scheduler_flags = scheduler_flags(scheduler.unwrap_or(DEFAULT_SCHEDULER), flags, problems);
+    let one_packet = t.boolean("one_packet");
+    let persists = t.get("persistence").map(Spanned::span);
     let (persistence, group) = match t.table("persistence", "`persistence`") {
         Some(table) => persistence(table),
         None => (None, None),
@@ -86,12 +89,17 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
         );
         return None;
     }
+    let protocol = protocol.unwrap_or(Protocol::Tcp);
+    let one_packet =
+        one_packet.is_some_and(|key| one_packet_fits(key, protocol, persists, problems));
     let service = Service {
         name: name.value,
         vip: vip.value,
         ports: ports.value,
-        protocol: protocol.unwrap_or(Protocol::Tcp),
-        scheduler: scheduler.unwrap_or(Scheduler::Maglev),
+        protocol,
+        scheduler: scheduler.unwrap_or(DEFAULT_SCHEDULER),
+        scheduler_flags,
+        one_packet,
         persistence,
         timeouts,
         df,
@@ -99,6 +107,65 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
     };
     let (name, vip, ports) = (name.span, vip.span, ports.span);
     Some(Placed { service, name, vip, ports, group, reals: real_spans })
+}
+
+/// The flags of a service, each of which its scheduler must have.
+fn scheduler_flags(
+    scheduler: Scheduler,
+    given: Vec<At<SchedulerFlag>>,
+    problems: &Problems,
+) -> Vec<SchedulerFlag> {
+    let mut flags = Vec::new();
+    for At { value: flag, span } in given {
+        if flag.scheduler() != scheduler {
+            let own: Vec<&str> = SchedulerFlag::ALL
+                .iter()
+                .filter(|flag| flag.scheduler() == scheduler)
+                .map(|flag| flag.name())
+                .collect();
+            let right = if own.is_empty() { "it has none".to_owned() } else { own.join(", ") };
+            problems.at(
+                span,
+                format!("scheduler \"{scheduler}\" has no flag \"{flag}\""),
+                format!("\"{flag}\" belongs to \"{}\"; flags here: {right}", flag.scheduler()),
+            );
+        } else if flags.contains(&flag) {
+            problems.at(span, format!("`scheduler_flags` names \"{flag}\" twice"), "once will do");
+        } else {
+            flags.push(flag);
+        }
+    }
+    flags.sort_unstable();
+    flags
+}
+
+/// One-packet scheduling keeps no flow: TCP cannot do without, and persistence is written by flows.
+fn one_packet_fits(
+    key: At<bool>,
+    protocol: Protocol,
+    persistence: Option<Range<usize>>,
+    problems: &Problems,
+) -> bool {
+    if !key.value {
+        return false;
+    }
+    if protocol == Protocol::Tcp {
+        problems.at(
+            key.span.clone(),
+            "`one_packet` in a TCP service",
+            "the segments of a connection belong to one real server; it is for protocol = \"udp\"",
+        );
+    }
+    if let Some(persistence) = persistence {
+        problems.between(
+            key.span,
+            "`one_packet` in a service with persistence",
+            (persistence, "the persistence"),
+            "a client is remembered by its flows, and there are none; to keep clients together use \
+             scheduler = \"sh\" or \"mh\"",
+        );
+    }
+    true
 }
 
 fn reals(tables: Vec<Table<'_>>, problems: &Problems) -> Vec<(Real, Range<usize>)> {

@@ -1,5 +1,7 @@
 //! The checked configuration. Every value here has passed the rules of this module's siblings.
 
+use crate::dataplane::scheduler::SchedulerFlag;
+pub use crate::dataplane::scheduler::SchedulerKind as Scheduler;
 use serde::{Serialize, Serializer};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -162,6 +164,12 @@ pub struct Service {
     pub protocol: Protocol,
     /// How a real server is chosen for a new flow.
     pub scheduler: Scheduler,
+    /// What its scheduler does otherwise than by default, sorted, each once.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub scheduler_flags: Vec<SchedulerFlag>,
+    /// Whether each datagram is scheduled anew and no flow is kept; UDP alone.
+    #[serde(skip_serializing_if = "is_false")]
+    pub one_packet: bool,
     /// Whether a client comes back to the same real server.
     pub persistence: Option<Persistence>,
     /// Timeouts in force: the service's own, else those of `[timeouts]`.
@@ -194,18 +202,6 @@ pub enum Protocol {
     Tcp,
     /// UDP.
     Udp,
-}
-
-/// How a real server is chosen for a new flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Scheduler {
-    /// Consistent hashing: the same on every director and after every restart.
-    Maglev,
-    /// Weighted round robin.
-    Wrr,
-    /// Round robin; weights other than 0 count alike.
-    Rr,
 }
 
 /// A client comes back to the same real server for a while.
@@ -389,14 +385,10 @@ impl fmt::Display for Protocol {
     }
 }
 
-impl fmt::Display for Scheduler {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Scheduler::Maglev => "maglev",
-            Scheduler::Wrr => "wrr",
-            Scheduler::Rr => "rr",
-        })
-    }
+/// For keys that came later: a configuration without them keeps the hash it has had.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -6,9 +6,9 @@ use crate::control::admin::api::{
     ConnectionView, Connections, Drop, Drops, Explained, FlowsView, RealView, ServiceView,
     Services, Status,
 };
-use crate::control::config::{Scheduler, config_hash, services_hash};
+use crate::control::config::{config_hash, services_hash};
 use crate::control::destinations::Known;
-use crate::control::explain::{self, Question};
+use crate::control::explain::{self, Live, Question};
 use crate::control::finding::{Finding, Severity};
 use crate::control::metrics::{Reading, Seen};
 use crate::control::netlink::egress::RealPath;
@@ -122,9 +122,8 @@ impl Daemon {
         let paths = paths(&state);
         let mut services = Vec::new();
         for service in &state.config.services {
-            let table_size = (service.scheduler == Scheduler::Maglev)
-                .then(|| table_size(service.reals.len()).ok())
-                .flatten();
+            let has_table = service.scheduler.has_table();
+            let table_size = has_table.then(|| table_size(service.reals.len()).ok()).flatten();
             let known = state.world.destinations.iter().filter(|(_, k)| !k.idle);
             let mut reals: Vec<RealView> = known
                 .filter(|(_, k)| k.key.service == service.name)
@@ -143,6 +142,8 @@ impl Daemon {
                 ports: service.ports.to_string(),
                 protocol: service.protocol.to_string(),
                 scheduler: service.scheduler.to_string(),
+                scheduler_flags: service.scheduler_flags.iter().map(ToString::to_string).collect(),
+                one_packet: service.one_packet,
                 table_size,
                 persistence_seconds: service.persistence.as_ref().map(|p| p.timeout.as_secs()),
                 configured: true,
@@ -176,6 +177,8 @@ impl Daemon {
                     ports: "-".to_owned(),
                     protocol: "-".to_owned(),
                     scheduler: "-".to_owned(),
+                    scheduler_flags: Vec::new(),
+                    one_packet: false,
                     table_size: None,
                     persistence_seconds: None,
                     configured: false,
@@ -284,7 +287,8 @@ impl Daemon {
     pub fn explain(&self, question: &Question) -> Explained {
         let mut explained = {
             let state = self.state.borrow();
-            explain::explain(&state.snapshot.services, self.key.key, question)
+            let live = Live { counters: &self.counters.destinations, now: now() };
+            explain::explain(&state.snapshot.services, self.key.key, question, live)
         };
         explained.connection = self.connection_of(question);
         explained.persisted = self.persisted(question);

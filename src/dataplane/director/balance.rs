@@ -216,7 +216,8 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
     }
 
-    /// Who has a flow: the table says, or, while it has no room and flows go untracked, the hash.
+    /// Who has a flow: the table says, or, where flows go untracked (it has no room, or the service
+    /// wants none in it), the hash.
     pub(super) fn owner<O: Outlet>(
         &self,
         context: &Context<'_, O>,
@@ -228,7 +229,8 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
         let services = &context.snapshot.services;
         let service = services.find(key.vip, key.protocol, key.vip_port)?;
-        if flows.has_room() || !service.scheduler.is_hash() {
+        let untracked = service.one_packet || !flows.has_room();
+        if !untracked || !service.scheduler.is_hash() {
             return None;
         }
         let tuple = FlowTuple {
@@ -267,6 +269,10 @@ impl<S: AsRef<[Slot]>> Director<S> {
             })
         });
         let key = || service.placement_key(&context.snapshot.hash_key, tuple);
+        let schedule = || {
+            let gauges = &self.parts.counters.destinations;
+            service.scheduler.schedule(&key(), &service.candidates(gauges, context.now))
+        };
         let to = |position: Option<usize>, by| {
             position.and_then(|position| service.destinations.get(position)).map_or(
                 Choice::Nobody(DropReason::NoRealServer),
@@ -275,9 +281,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         };
         match (persisted, begins) {
             (Some(destination), _) => Choice::To { destination, by: PlacedBy::Persistence },
-            (None, true) => {
-                to(service.scheduler.schedule(&key(), &service.members), PlacedBy::Scheduler)
-            }
+            (None, true) => to(schedule(), PlacedBy::Scheduler),
             (None, false) if service.scheduler.is_hash() => {
                 to(service.scheduler.rederive(&key(), &service.members), PlacedBy::Guess)
             }
@@ -286,7 +290,8 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
     }
 
-    /// Enters a flow. When the table is full of established ones, a hash can do without an entry.
+    /// Enters a flow, unless its service wants none in the table. When the table is full of
+    /// established ones, a hash can do without an entry.
     fn enter<O: Outlet>(
         &mut self,
         context: &mut Context<'_, O>,
@@ -298,6 +303,13 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let Some(real) = context.snapshot.destination(destination).map(|d| d.real) else {
             return Err(Refusal::Drop(DropReason::NoEgress));
         };
+        if service.one_packet {
+            self.count_placed(by);
+            if let Some(counters) = self.parts.counters.destinations.get(destination.index()) {
+                counters.connections.add(1);
+            }
+            return Ok(destination);
+        }
         let rederived = by == PlacedBy::Guess;
         let flow = NewFlow { key: incoming.key, real, destination, rederived };
         let observation = incoming.observation();

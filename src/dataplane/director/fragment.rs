@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        conntrack::Slot,
+        conntrack::{FlowKey, Slot},
         fragments::{Later, Lost, Piece, PieceError, Release},
         ids::{DestinationId, VipId},
         packet::{Datagram, ETHERNET_HEADER, protocol},
@@ -50,10 +50,13 @@ impl<S: AsRef<[Slot]>> Director<S> {
             Ok(incoming) => incoming,
             Err(error) => return Verdict::Drop(error.into()),
         };
-        let destination = match self.destination_of(context, &incoming, datagram) {
-            Ok(destination) => destination,
-            Err(Refusal::Drop(reason)) => return Verdict::Drop(reason),
-            Err(Refusal::Reset) => return Verdict::Drop(DropReason::NoFlow),
+        let destination = match self.destination_again(context, piece, &incoming) {
+            Some(destination) => destination,
+            None => match self.destination_of(context, &incoming, datagram) {
+                Ok(destination) => destination,
+                Err(Refusal::Drop(reason)) => return Verdict::Drop(reason),
+                Err(Refusal::Reset) => return Verdict::Drop(DropReason::NoFlow),
+            },
         };
         // Held fragments came over the same link; read before the first one is rewritten.
         let link = LinkHeader::back(received.slot, received.frame.start);
@@ -63,6 +66,21 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let verdict = self.forward(context, datagram, received, destination);
         self.release_held(context, release, destination, link);
         verdict
+    }
+
+    /// Where a datagram goes whose first fragment comes once more, in a service that schedules each
+    /// datagram anew: with its other fragments. Elsewhere the flow table says so.
+    fn destination_again<O: Outlet>(
+        &self,
+        context: &Context<'_, O>,
+        piece: &Piece,
+        incoming: &Incoming,
+    ) -> Option<DestinationId> {
+        let destination = self.parts.fragments.decided(context.now, piece)?;
+        let FlowKey { vip, protocol, vip_port, .. } = incoming.key;
+        let service = context.snapshot.services.find(vip, protocol, vip_port)?;
+        let stays = service.one_packet && context.snapshot.destination(destination).is_some();
+        stays.then_some(destination)
     }
 
     fn later_fragment<O: Outlet>(

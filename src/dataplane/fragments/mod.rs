@@ -177,6 +177,15 @@ impl Fragments {
         HELD - self.pool.free()
     }
 
+    /// Where the first fragment of a datagram went, while others are awaited.
+    pub fn decided(&self, now: Time, piece: &Piece) -> Option<DestinationId> {
+        let key = &piece.key;
+        let entries = &self.entries;
+        let found = self.index.find(self.hash_of(key), |id| entries[id as usize].key == *key)?;
+        let entry = self.entry(found);
+        if entry.is_expired(now) { None } else { entry.destination }
+    }
+
     /// The first fragment of a datagram went to `destination`. Take the held ones with
     /// [`release`](Self::release) right after.
     pub fn first(

@@ -11,7 +11,8 @@
 use std::sync::Arc;
 
 use super::{
-    ChosenMember, Explanation, Member, ProbeOutcome, ProbedCandidate, Scheduler, rendezvous,
+    Candidates, ChosenMember, Explanation, Member, ProbeOutcome, ProbedCandidate, Scheduler,
+    rendezvous,
     table::{Table, TableCache, TableError},
 };
 use crate::dataplane::hash::{PlacementKey, Probe};
@@ -44,29 +45,31 @@ impl Maglev {
 
     /// Position of the member in the slot of `probe`.
     #[inline]
-    fn candidate(&self, probe: Probe) -> Option<usize> {
+    pub(super) fn candidate(&self, probe: Probe) -> Option<usize> {
         let rank = self.table.rank(probe.slot(self.table.size()))?;
         Some(usize::from(self.positions[usize::from(rank)]))
     }
 
-    fn last_resort(key: &PlacementKey, members: &[Member]) -> Option<usize> {
-        let eligible = members.iter().enumerate();
-        rendezvous::choose(key, eligible.map(|(i, m)| (i, m.address, m.admitted_weight())))
+    fn last_resort(key: &PlacementKey, candidates: &Candidates<'_>) -> Option<usize> {
+        let all = candidates.members.iter().enumerate();
+        rendezvous::choose(key, all.map(|(i, m)| (i, m.address, candidates.weight(i))))
     }
 
     fn explain_probes(
         &self,
         key: &PlacementKey,
-        members: &[Member],
+        candidates: &Candidates<'_>,
     ) -> (Vec<ProbedCandidate>, Option<usize>) {
         let mut probes = Vec::new();
         for k in 0..PROBES_MAX {
             let probe = key.probe(k);
             let Some(index) = self.candidate(probe) else { break };
-            let Some(candidate) = ChosenMember::of(index, members) else { break };
-            let outcome = ProbeOutcome::of(&members[index], probe.acceptance);
+            let Some(candidate) = ChosenMember::of(index, candidates.members) else {
+                break;
+            };
+            let outcome = ProbeOutcome::of(candidates, index, probe.acceptance);
             let slot = Some(probe.slot(self.table.size()));
-            probes.push(ProbedCandidate { probe: k, slot, candidate, outcome });
+            probes.push(ProbedCandidate { probe: k, slot, candidate, load: None, outcome });
             if outcome == ProbeOutcome::Taken {
                 return (probes, Some(index));
             }
@@ -85,16 +88,16 @@ impl Scheduler for Maglev {
     }
 
     #[inline]
-    fn schedule(&self, key: &PlacementKey, members: &[Member]) -> Option<usize> {
-        debug_assert_eq!(members.len(), self.positions.len());
+    fn schedule(&self, key: &PlacementKey, candidates: &Candidates<'_>) -> Option<usize> {
+        debug_assert_eq!(candidates.members.len(), self.positions.len());
         for k in 0..PROBES_MAX {
             let probe = key.probe(k);
             let index = self.candidate(probe)?;
-            if members[index].accepts(probe.acceptance) {
+            if candidates.accepts(index, probe.acceptance) {
                 return Some(index);
             }
         }
-        Self::last_resort(key, members)
+        Self::last_resort(key, candidates)
     }
 
     fn rederive(&self, key: &PlacementKey, members: &[Member]) -> Option<usize> {
@@ -109,9 +112,10 @@ impl Scheduler for Maglev {
         rendezvous::choose(key, up.map(|(i, member)| (i, member.address, member.weight)))
     }
 
-    fn explain(&self, key: &PlacementKey, members: &[Member]) -> Explanation {
-        let (probes, taken) = self.explain_probes(key, members);
-        let chosen = taken.or_else(|| Self::last_resort(key, members));
+    fn explain(&self, key: &PlacementKey, candidates: &Candidates<'_>) -> Explanation {
+        let members = candidates.members;
+        let (probes, taken) = self.explain_probes(key, candidates);
+        let chosen = taken.or_else(|| Self::last_resort(key, candidates));
         Explanation {
             scheduler: self.name(),
             key: Some(key.to_string()),

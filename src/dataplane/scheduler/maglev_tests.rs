@@ -35,7 +35,7 @@ fn flow_keys(count: u64) -> Vec<PlacementKey> {
 }
 
 fn choices(maglev: &Maglev, members: &[Member], keys: &[PlacementKey]) -> Vec<Option<usize>> {
-    keys.iter().map(|key| maglev.schedule(key, members)).collect()
+    keys.iter().map(|key| maglev.schedule(key, &Candidates::unloaded(&members))).collect()
 }
 
 /// Σ (observed − expected)² / expected over members with effective weight.
@@ -139,10 +139,10 @@ fn nobody_eligible_takes_nothing() {
     members[0].down = true;
     members[1].effective_weight = 0;
     assert!(choices(&maglev, &members, &flow_keys(200)).iter().all(Option::is_none));
-    let explained = maglev.explain(&flow_key(1), &members);
+    let explained = maglev.explain(&flow_key(1), &Candidates::unloaded(&members));
     assert_eq!((explained.chosen, explained.rendezvous), (None, false));
     let empty = self::members(&[0, 0]);
-    assert_eq!(self::maglev(&empty).schedule(&flow_key(1), &empty), None);
+    assert_eq!(self::maglev(&empty).schedule(&flow_key(1), &Candidates::unloaded(&empty)), None);
     assert_eq!(self::maglev(&empty).rederive(&flow_key(1), &empty), None);
 }
 
@@ -162,7 +162,7 @@ fn the_guess_is_the_first_candidate_that_is_not_down() {
     let maglev = maglev(&up);
     for number in 0..2_000 {
         let key = flow_key(number);
-        let placed = maglev.schedule(&key, &up).unwrap();
+        let placed = maglev.schedule(&key, &Candidates::unloaded(&up)).unwrap();
         let second = (1..)
             .map(|k| maglev.candidate(key.probe(k)).unwrap())
             .find(|&candidate| candidate != placed)
@@ -194,8 +194,11 @@ fn explain_says_what_schedule_does() {
     let mut by_rendezvous = 0;
     for number in 0..2_000 {
         let key = flow_key(number);
-        let explained = maglev.explain(&key, &members);
-        assert_eq!(explained.chosen.map(|c| c.index), maglev.schedule(&key, &members));
+        let explained = maglev.explain(&key, &Candidates::unloaded(&members));
+        assert_eq!(
+            explained.chosen.map(|c| c.index),
+            maglev.schedule(&key, &Candidates::unloaded(&members))
+        );
         assert_eq!(explained.rederived.map(|c| c.index), maglev.rederive(&key, &members));
         for probe in &explained.probes {
             let slot = probe.slot.unwrap();
@@ -220,7 +223,10 @@ fn the_order_in_the_file_is_irrelevant() {
     let other = Maglev::new(&reversed, &mut tables).unwrap();
     for number in 0..5_000 {
         let key = flow_key(number);
-        let (a, b) = (one.schedule(&key, &members), other.schedule(&key, &reversed));
+        let (a, b) = (
+            one.schedule(&key, &Candidates::unloaded(&members)),
+            other.schedule(&key, &Candidates::unloaded(&reversed)),
+        );
         assert_eq!(members[a.unwrap()].address, reversed[b.unwrap()].address);
     }
 }

@@ -2,26 +2,53 @@
 //!
 //! A choice has two stages. *Placement* depends on the configured members and weights only and
 //! is the same on every director; *eligibility* (health, drain, lag, load, all folded into an
-//! effective weight) acts on new flows only and rebuilds nothing. [`maglev`] has both; [`wrr`]
-//! has no placement and chooses among the eligible by effective weight.
+//! effective weight) acts on new flows only and rebuilds nothing. Hashes ([`maglev`], [`mh`], [`sh`],
+//! [`dh`]) have both; the others have no placement and choose among the eligible, by effective
+//! weight and connections.
 //!
 //! A scheduler is immutable and shared by all workers in a snapshot; what moves (the cursors of
-//! `wrr`) lives in atomics that the next snapshot carries over by member address.
+//! `wrr`, the draws of `twos`, whom `lblc` has chosen) lives in atomics that the next snapshot
+//! carries over, by member address where it belongs to a member.
+//!
+//! The names are IPVS's, and so is what they do; `docs/schedulers.md` says where they differ.
 
+mod by_load;
+mod candidates;
+pub mod dh;
+mod explanation;
+mod fo;
+mod kind;
+pub mod lblc;
+pub mod lblcr;
+mod lc;
+mod load;
+mod locality;
 pub mod maglev;
+pub mod mh;
+mod nq;
+mod ovf;
+#[cfg(test)]
+mod properties;
 mod rendezvous;
+#[cfg(test)]
+mod scenes;
+mod sed;
+pub mod sh;
 pub mod table;
+pub mod twos;
+mod wlc;
 pub mod wrr;
 
-use std::{net::IpAddr, sync::Arc};
+use std::net::IpAddr;
 
-use serde::Serialize;
-
-use self::{
-    maglev::Maglev,
-    table::{TableCache, TableError},
-    wrr::Wrr,
+pub use self::{
+    candidates::{Candidate, Candidates},
+    explanation::{ChosenMember, Explanation, ProbeOutcome, ProbedCandidate},
+    kind::{SchedulerFlag, SchedulerKind},
+    load::{Load, Loads},
+    locality::Locality,
 };
+use self::{maglev::Maglev, twos::Twos, wrr::Wrr};
 use super::hash::PlacementKey;
 
 /// Live state of one member of a service: all that the second stage looks at.
@@ -57,166 +84,85 @@ impl Member {
         self.admitted_weight() > 0
     }
 
-    /// Whether a probe's acceptance hash lies below this member's share of its configured
+    /// Whether a probe's acceptance hash lies below the share that `admitted` is of the configured
     /// weight. Exact: acceptance / 2^32 < admitted / configured, cross-multiplied.
     #[inline]
-    fn accepts(&self, acceptance: u32) -> bool {
-        let admitted = u64::from(self.admitted_weight()) << 32;
-        u64::from(acceptance) * u64::from(self.weight) < admitted
+    fn share_holds(&self, admitted: u32, acceptance: u32) -> bool {
+        u64::from(acceptance) * u64::from(self.weight) < u64::from(admitted) << 32
     }
 }
 
-/// Chooses real servers for new flows. `members` is always the slice the scheduler was built
-/// for, in the same order, with the live state of now.
+/// What of a flow decides its placement, where its service has no persistence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyedBy {
+    /// All that names it: client, port, VIP, port and protocol.
+    Flow,
+    /// The client's address.
+    Client,
+    /// The client's address and port.
+    ClientAndPort,
+    /// The VIP.
+    Vip,
+}
+
+/// What a scheduler hands to its successor in the next snapshot.
+#[derive(Clone, Copy)]
+pub enum Carried<'a> {
+    /// It keeps nothing.
+    Nothing,
+    /// Whose turn it is.
+    Turns(&'a Wrr),
+    /// How many were drawn.
+    Draws(&'a Twos),
+    /// Who serves a VIP.
+    Locality(&'a Locality),
+}
+
+impl<'a> Carried<'a> {
+    fn turns(self) -> Option<&'a Wrr> {
+        if let Self::Turns(wrr) = self { Some(wrr) } else { None }
+    }
+
+    fn draws(self) -> Option<&'a Twos> {
+        if let Self::Draws(twos) = self { Some(twos) } else { None }
+    }
+
+    fn locality(self) -> Option<&'a Locality> {
+        if let Self::Locality(locality) = self { Some(locality) } else { None }
+    }
+}
+
+/// Chooses real servers for new flows. `candidates` has always the members that the scheduler was
+/// built for, in the same order, with the live state of now.
 pub trait Scheduler: Send + Sync {
     /// The name in the configuration.
     fn name(&self) -> &'static str;
 
-    /// Whether a placement can be derived again from the key alone.
-    fn is_hash(&self) -> bool;
+    /// What the placement key is to be made of.
+    fn keyed_by(&self) -> KeyedBy {
+        KeyedBy::Flow
+    }
 
-    /// Member for a new flow, or `None` when nobody is eligible. Never allocates.
-    fn schedule(&self, key: &PlacementKey, members: &[Member]) -> Option<usize>;
+    /// Whether a placement can be derived again from the key alone.
+    fn is_hash(&self) -> bool {
+        false
+    }
+
+    /// Member for a new flow, or `None` when nobody may have it. Never allocates.
+    fn schedule(&self, key: &PlacementKey, candidates: &Candidates<'_>) -> Option<usize>;
 
     /// The one guess for a packet in mid-flow that has no entry: the first placed candidate
     /// that is not down (draining counts as up). `None` for schedulers that are not hashes.
-    fn rederive(&self, key: &PlacementKey, members: &[Member]) -> Option<usize>;
-
-    /// How [`Scheduler::schedule`] would decide now, for `adit explain`. Moves no cursor.
-    fn explain(&self, key: &PlacementKey, members: &[Member]) -> Explanation;
-
-    /// The cursors to carry into the next snapshot, if this scheduler has any.
-    fn as_wrr(&self) -> Option<&Wrr> {
+    fn rederive(&self, _key: &PlacementKey, _members: &[Member]) -> Option<usize> {
         None
     }
-}
 
-/// The schedulers a service can name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SchedulerKind {
-    /// Consistent hashing over a Maglev table.
-    Maglev,
-    /// Weighted round robin.
-    Wrr,
-    /// Round robin: `wrr` with equal weights.
-    Rr,
-}
+    /// How [`Scheduler::schedule`] would decide now, for `adit explain`. Moves nothing.
+    fn explain(&self, key: &PlacementKey, candidates: &Candidates<'_>) -> Explanation;
 
-impl SchedulerKind {
-    /// All kinds, in the order in which they are documented.
-    pub const ALL: [Self; 3] = [Self::Maglev, Self::Wrr, Self::Rr];
-
-    /// The name in the configuration.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Maglev => "maglev",
-            Self::Wrr => "wrr",
-            Self::Rr => "rr",
-        }
-    }
-
-    /// The kind of this name in the configuration.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name)
-    }
-
-    /// Builds the scheduler of one service. Tables come from `tables`, where services with the
-    /// same members and weights share one; cursors are carried over from `previous`, the
-    /// service's scheduler in the snapshot before.
-    ///
-    /// # Errors
-    /// [`TableError`] when no table can hold the members; only for [`SchedulerKind::Maglev`].
-    pub fn build(
-        self,
-        members: &[Member],
-        tables: &mut TableCache,
-        previous: Option<&dyn Scheduler>,
-    ) -> Result<Arc<dyn Scheduler>, TableError> {
-        let cursors = previous.and_then(|scheduler| scheduler.as_wrr());
-        Ok(match self {
-            Self::Maglev => Arc::new(Maglev::new(members, tables)?),
-            Self::Wrr => Arc::new(Wrr::new(members, cursors)),
-            Self::Rr => Arc::new(Wrr::round_robin(members, cursors)),
-        })
-    }
-}
-
-/// How a choice came about.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Explanation {
-    /// The scheduler's name.
-    pub scheduler: &'static str,
-    /// The placement key, 32 hexadecimal digits; `None` when the scheduler does not look at it.
-    pub key: Option<String>,
-    /// Slots of the table; `None` without a table.
-    pub table_size: Option<u32>,
-    /// Every probed candidate in order, the taken one last.
-    pub probes: Vec<ProbedCandidate>,
-    /// Whether all probes were passed over, so that weighted rendezvous decided.
-    pub rendezvous: bool,
-    /// The chosen member, or `None` when nobody is eligible.
-    pub chosen: Option<ChosenMember>,
-    /// Whom a packet in mid-flow without an entry would be sent to.
-    pub rederived: Option<ChosenMember>,
-}
-
-/// A member as an [`Explanation`] names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct ChosenMember {
-    /// Position among the members.
-    pub index: usize,
-    /// The real server's address.
-    pub address: IpAddr,
-}
-
-impl ChosenMember {
-    fn of(index: usize, members: &[Member]) -> Option<Self> {
-        members.get(index).map(|member| Self { index, address: member.address })
-    }
-}
-
-/// One step of an [`Explanation`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct ProbedCandidate {
-    /// Number of the probe, from 0.
-    pub probe: u32,
-    /// The slot it looked at; `None` without a table.
-    pub slot: Option<u32>,
-    /// Who is in that slot.
-    pub candidate: ChosenMember,
-    /// Why the candidate was taken or passed over.
-    pub outcome: ProbeOutcome,
-}
-
-/// Why a candidate was taken or passed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ProbeOutcome {
-    /// It takes the flow.
-    Taken,
-    /// Health checks say it is dead.
-    Down,
-    /// It takes no new flows.
-    Draining,
-    /// Its effective weight is zero.
-    WeightZero,
-    /// Its effective weight is below the configured one, and this key is not in the share left.
-    BeyondShare,
-}
-
-impl ProbeOutcome {
-    fn of(member: &Member, acceptance: u32) -> Self {
-        if member.down {
-            Self::Down
-        } else if member.draining {
-            Self::Draining
-        } else if member.admitted_weight() == 0 {
-            Self::WeightZero
-        } else if member.accepts(acceptance) {
-            Self::Taken
-        } else {
-            Self::BeyondShare
-        }
+    /// What the next snapshot goes on with.
+    fn carried(&self) -> Carried<'_> {
+        Carried::Nothing
     }
 }
 
@@ -243,7 +189,7 @@ mod tests {
             let member =
                 Member { effective_weight, ..Member::up(IpAddr::from([10, 0, 0, 1]), weight) };
             let case = (weight, effective_weight, acceptance);
-            assert_eq!(member.accepts(acceptance), takes, "{case:?}");
+            assert_eq!(member.share_holds(member.admitted_weight(), acceptance), takes, "{case:?}");
         }
     }
 }

@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-use super::{ChosenMember, Explanation, Member, ProbeOutcome, ProbedCandidate, Scheduler};
+use super::{Candidates, Carried, Explanation, Member, Scheduler};
 use crate::dataplane::hash::PlacementKey;
 
 /// The stride of weight 1. Dividing 2^40 by a weight up to 65535 is exact to 10^−7; passes wrap
@@ -65,8 +65,8 @@ impl Wrr {
     }
 
     /// 2^40 / weight; `None` for a member that takes no new flow.
-    fn stride(&self, member: &Member) -> Option<u64> {
-        match member.admitted_weight() {
+    fn stride(&self, weight: u32) -> Option<u64> {
+        match weight {
             0 => None,
             _ if self.equal => Some(UNIT_STRIDE),
             weight => Some(UNIT_STRIDE / u64::from(weight)),
@@ -74,22 +74,21 @@ impl Wrr {
     }
 
     /// Virtual time until the member's next turn, and its stride.
-    fn until_turn(&self, member: &Member, pass: u64, now: u64) -> Option<(u64, u64)> {
-        let stride = self.stride(member)?;
+    fn until_turn(&self, weight: u32, pass: u64, now: u64) -> Option<(u64, u64)> {
+        let stride = self.stride(weight)?;
         let distance = pass.wrapping_sub(now);
         // A distance in the upper half is a pass before now, of a member that was away.
         Some((if distance > u64::MAX / 2 { 0 } else { distance.min(stride) }, stride))
     }
 
     /// The member whose turn it is, with the virtual time of this turn and of its next.
-    fn next_turn(&self, members: &[Member]) -> Option<(usize, u64, u64)> {
-        debug_assert_eq!(members.len(), self.passes.len());
+    fn next_turn(&self, candidates: &Candidates<'_>) -> Option<(usize, u64, u64)> {
+        debug_assert_eq!(candidates.members.len(), self.passes.len());
         let now = self.now.load(Relaxed);
         let mut best: Option<(u64, usize, u64)> = None;
-        for (index, (member, (_, pass))) in members.iter().zip(&self.passes).enumerate() {
-            let Some((distance, stride)) = self.until_turn(member, pass.load(Relaxed), now) else {
-                continue;
-            };
+        for (index, (_, pass)) in self.passes.iter().enumerate() {
+            let turn = self.until_turn(candidates.weight(index), pass.load(Relaxed), now);
+            let Some((distance, stride)) = turn else { continue };
             if best.is_none_or(|(lowest, ..)| distance < lowest) {
                 best = Some((distance, index, stride));
             }
@@ -102,11 +101,11 @@ impl Wrr {
 
     /// Writes back the passes that were held within one stride from now, lest the bound move
     /// along with now.
-    fn settle(&self, members: &[Member]) {
+    fn settle(&self, candidates: &Candidates<'_>) {
         let now = self.now.load(Relaxed);
-        for (member, (_, pass)) in members.iter().zip(&self.passes) {
+        for (index, (_, pass)) in self.passes.iter().enumerate() {
             let stored = pass.load(Relaxed);
-            if let Some((distance, _)) = self.until_turn(member, stored, now)
+            if let Some((distance, _)) = self.until_turn(candidates.weight(index), stored, now)
                 && stored != now.wrapping_add(distance)
             {
                 pass.store(now.wrapping_add(distance), Relaxed);
@@ -120,59 +119,29 @@ impl Scheduler for Wrr {
         if self.equal { "rr" } else { "wrr" }
     }
 
-    fn is_hash(&self) -> bool {
-        false
-    }
-
-    fn schedule(&self, _key: &PlacementKey, members: &[Member]) -> Option<usize> {
-        self.settle(members);
-        let (index, turn, next) = self.next_turn(members)?;
+    fn schedule(&self, _key: &PlacementKey, candidates: &Candidates<'_>) -> Option<usize> {
+        self.settle(candidates);
+        let (index, turn, next) = self.next_turn(candidates)?;
         // Relaxed: a pass guards no other memory, and only order of turns hangs on it.
         self.now.store(turn, Relaxed);
         self.passes[index].1.store(next, Relaxed);
         Some(index)
     }
 
-    fn rederive(&self, _key: &PlacementKey, _members: &[Member]) -> Option<usize> {
-        None
+    fn explain(&self, _key: &PlacementKey, candidates: &Candidates<'_>) -> Explanation {
+        let chosen = self.next_turn(candidates).map(|(index, ..)| index);
+        // Those whose turn comes later are no news.
+        Explanation::of_members(self.name(), candidates, chosen, false, |_| None)
     }
 
-    fn explain(&self, _key: &PlacementKey, members: &[Member]) -> Explanation {
-        let chosen =
-            self.next_turn(members).and_then(|(index, ..)| ChosenMember::of(index, members));
-        let probes = members.iter().enumerate().filter_map(|(index, member)| {
-            let taken = chosen.is_some_and(|chosen| chosen.index == index);
-            // Acceptance 0 lies within every share above zero: only the reasons are of use.
-            let outcome = ProbeOutcome::of(member, 0);
-            let candidate = ChosenMember::of(index, members)?;
-            (taken || outcome != ProbeOutcome::Taken).then_some((candidate, outcome))
-        });
-        Explanation {
-            scheduler: self.name(),
-            key: None,
-            table_size: None,
-            probes: (0..)
-                .zip(probes)
-                .map(|(probe, (candidate, outcome))| ProbedCandidate {
-                    probe,
-                    slot: None,
-                    candidate,
-                    outcome,
-                })
-                .collect(),
-            rendezvous: false,
-            chosen,
-            rederived: None,
-        }
-    }
-
-    fn as_wrr(&self) -> Option<&Wrr> {
-        Some(self)
+    fn carried(&self) -> Carried<'_> {
+        Carried::Turns(self)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::ProbeOutcome;
     use super::*;
     use crate::dataplane::hash::{FlowTuple, HashKey};
 
@@ -197,7 +166,9 @@ mod tests {
     }
 
     fn turns(wrr: &Wrr, members: &[Member], count: usize) -> Vec<usize> {
-        (0..count).map(|_| wrr.schedule(&any_key(), members).unwrap()).collect()
+        (0..count)
+            .map(|_| wrr.schedule(&any_key(), &Candidates::unloaded(&members)).unwrap())
+            .collect()
     }
 
     fn tally(turns: &[usize], members: usize) -> Vec<usize> {
@@ -252,9 +223,13 @@ mod tests {
         assert_eq!(wrr.rederive(&any_key(), &members), None);
         members[0].down = true;
         members[1].draining = true;
-        assert_eq!(wrr.schedule(&any_key(), &members), None);
-        let outcomes: Vec<ProbeOutcome> =
-            wrr.explain(&any_key(), &members).probes.iter().map(|probe| probe.outcome).collect();
+        assert_eq!(wrr.schedule(&any_key(), &Candidates::unloaded(&members)), None);
+        let outcomes: Vec<ProbeOutcome> = wrr
+            .explain(&any_key(), &Candidates::unloaded(&members))
+            .probes
+            .iter()
+            .map(|probe| probe.outcome)
+            .collect();
         use ProbeOutcome::{Down, Draining, WeightZero};
         assert_eq!(outcomes, [Down, Draining, WeightZero]);
     }
@@ -280,8 +255,11 @@ mod tests {
         let members = members(&[2, 1]);
         let wrr = Wrr::new(&members, None);
         for _ in 0..9 {
-            let foretold = wrr.explain(&any_key(), &members).chosen.map(|chosen| chosen.index);
-            assert_eq!(foretold, wrr.schedule(&any_key(), &members));
+            let foretold = wrr
+                .explain(&any_key(), &Candidates::unloaded(&members))
+                .chosen
+                .map(|chosen| chosen.index);
+            assert_eq!(foretold, wrr.schedule(&any_key(), &Candidates::unloaded(&members)));
         }
     }
 
