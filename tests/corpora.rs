@@ -4,6 +4,7 @@ use std::fs;
 use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
+use adit::dataplane::scheduler::SchedulerKind;
 use adit::dataplane::verdict::DropReason;
 
 /// The files of one target's corpus, in a stable order.
@@ -46,6 +47,31 @@ fn config_text() {
 #[test]
 fn director() {
     replay("director", adit_fuzz::director);
+}
+
+/// The seeds that were written by hand, once more under each scheduler: with and without flags and
+/// one-packet scheduling. The first two bytes of a sequence choose these.
+#[test]
+fn the_sequences_keep_their_promises_under_every_scheduler() {
+    let named = |file: &PathBuf| {
+        let name = file.file_name().and_then(|name| name.to_str()).expect("a readable name");
+        !name.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let mut broken = Vec::new();
+    for file in corpus("director").into_iter().filter(named) {
+        let data = fs::read(&file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+        for (scheduler, kind) in (0u8..).zip(SchedulerKind::ALL) {
+            for options in [0, 0xc0] {
+                let mut data = data.clone();
+                let [first, second, ..] = data.as_mut_slice() else { continue };
+                (*first, *second) = (scheduler, *second | options);
+                if catch_unwind(|| adit_fuzz::director(&data)).is_err() {
+                    broken.push((file.clone(), kind.name(), options));
+                }
+            }
+        }
+    }
+    assert!(broken.is_empty(), "director fails on {broken:#?}");
 }
 
 /// What no sequence brings about is not tested by any: the corpus must be able to do everything.

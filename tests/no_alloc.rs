@@ -13,7 +13,8 @@ use std::{
 };
 
 use adit::dataplane::{
-    scheduler::SchedulerKind,
+    counters::DestinationCounters,
+    scheduler::{SchedulerFlag, SchedulerKind},
     service::{Ports, Protocol},
     verdict::{DropReason, SendResult, Source, Verdict},
 };
@@ -219,6 +220,49 @@ fn a_million_mixed_frames_allocate_nothing() {
     }
     assert!(world.counters.ledger_balances());
     assert_eq!(world.counters.worker.received.get(), total as u64);
+}
+
+/// Every scheduler with all its flags, over TCP and, a datagram at a time, over UDP.
+#[test]
+fn no_scheduler_allocates() {
+    let vip = |kind: usize| format!("198.51.100.{}", 100 + kind);
+    let mut specs = Vec::new();
+    for (number, kind) in SchedulerKind::ALL.into_iter().enumerate() {
+        for (protocol, one_packet) in [(Protocol::Tcp, false), (Protocol::Udp, true)] {
+            specs.push(ServiceSpec {
+                vip: vip(number).leak(),
+                protocol,
+                one_packet,
+                flags: SchedulerFlag::ALL.into(),
+                ..ServiceSpec::orders(kind)
+            });
+        }
+    }
+    let mut world = World::new(snapshot(specs), 1500);
+    world.shell.keep = false;
+    let mut frames = Vec::new();
+    for client in 0..200 {
+        for number in 0..SchedulerKind::ALL.len() {
+            let client = format!("192.0.2.{}:{}", client + 1, 1024 + client * 17);
+            let to = format!("{}:5432", vip(number));
+            frames.push(Tcp::syn(&client, &to).frame());
+            frames.push(Tcp::data(&client, &to, 0, b"select").frame());
+            frames.push(frames::udp(&client, &to, b"question"));
+        }
+    }
+    let allocated = allocations(|| {
+        for frame in frames.iter().cycle().take(50_000) {
+            world.advance(Duration::from_millis(3));
+            let verdict = world.pass(Source::Tap, frame, SendResult::Sent);
+            assert!(matches!(verdict, Verdict::Forward { .. }), "{verdict:?}");
+        }
+    });
+    assert_eq!(allocated, 0);
+    let scheduled = |d: &DestinationCounters| d.connections.get() > 0;
+    // Two real servers in each service.
+    let mut services = world.counters.destinations.chunks(2);
+    assert_eq!(services.len(), 2 * SchedulerKind::ALL.len());
+    assert!(services.all(|reals| reals.iter().any(scheduled)), "every service has its turn");
 }
 
 #[test]

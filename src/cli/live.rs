@@ -384,3 +384,29 @@ pub(super) fn capture(args: &CaptureArgs, global: &Global) -> Result<Outcome, Co
     })?;
     Ok(Outcome::Fine)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_services_line_is_what_ipvsadm_shows() {
+        let mut service = ServiceView {
+            name: "dns".to_owned(),
+            vip: IpAddr::from([192, 0, 2, 1]),
+            ports: "53".to_owned(),
+            protocol: "udp".to_owned(),
+            scheduler: "sh".to_owned(),
+            scheduler_flags: vec!["sh-port".to_owned(), "sh-fallback".to_owned()],
+            one_packet: true,
+            table_size: None,
+            persistence_seconds: None,
+            configured: true,
+            reals: Vec::new(),
+        };
+        assert_eq!(service_line(&service), "UDP  192.0.2.1:53 sh (sh-port,sh-fallback) ops  [dns]");
+        service.scheduler_flags.clear();
+        (service.one_packet, service.persistence_seconds) = (false, Some(300));
+        assert_eq!(service_line(&service), "UDP  192.0.2.1:53 sh persistent 300  [dns]");
+    }
+}

@@ -216,6 +216,51 @@ mod tests {
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["10.0.0.1", "10.0.0.2"]);
     }
 
+    /// The answer for a service of `scheduler` whose three real servers have these active
+    /// connections.
+    fn answer(scheduler: &str, active: [u64; 3]) -> Explained {
+        let text = format!(
+            "[director]\ninterface = \"eth0\"\n[[service]]\nname = \"db\"\nvip = \"192.0.2.1\"\n\
+             port = 5432\nscheduler = {scheduler}\n\
+             [[service.real]]\naddress = \"10.0.0.1\"\nweight = 2\n\
+             [[service.real]]\naddress = \"10.0.0.2\"\nweight = 1\n\
+             [[service.real]]\naddress = \"10.0.0.3\"\nweight = 0\n"
+        );
+        let snapshot = offline_snapshot(&parse(&text, "t").unwrap(), HashKey::DEFAULT).unwrap();
+        let counters: Vec<DestinationCounters> = active
+            .map(|active| {
+                let counters = DestinationCounters::default();
+                counters.active.add(active);
+                counters
+            })
+            .into();
+        let live = Live { counters: &counters, now: Time::ZERO };
+        let question = Question {
+            client: "198.51.100.1:7".parse().unwrap(),
+            vip: "192.0.2.1:5432".parse().unwrap(),
+            protocol: Protocol::Tcp,
+        };
+        explain(&snapshot.services, HashKey::DEFAULT, &question, live)
+    }
+
+    #[test]
+    fn answers_say_what_the_scheduler_looks_at() {
+        let busy = answer("\"wlc\"", [5, 1, 0]);
+        assert!(busy.answer.contains("10.0.0.2, whichever it is (wlc looks at weights and conn"));
+        assert_eq!(busy.choice.unwrap()["probes"][0]["load"]["active"], 5);
+        let overflowing = answer("\"ovf\"", [3, 2, 0]);
+        assert_eq!(overflowing.real, None);
+        assert!(overflowing.answer.contains("more connections than its weight"));
+        assert!(answer("\"wrr\"", [0; 3]).answer.contains("(wrr takes turns)"));
+        let key_of = |scheduler: &str| answer(scheduler, [0; 3]).key_of.unwrap();
+        assert_eq!(key_of("\"mh\""), "the client's address");
+        assert_eq!(
+            key_of("\"sh\"\nscheduler_flags = [\"sh-port\"]"),
+            "the client's address and port"
+        );
+        assert_eq!(key_of("\"dh\""), "the VIP");
+    }
+
     #[test]
     fn persistence_looks_at_the_prefix_only() {
         let of = |client: &str| ask(client, "192.0.2.1:80").real;

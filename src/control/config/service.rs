@@ -57,6 +57,9 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
     let scheduler = t.word("scheduler", &Scheduler::ALL.map(|kind| Word::Is(kind.name(), kind)));
     let flags = SchedulerFlag::ALL.map(|flag| Word::Is(flag.name(), flag));
     let flags = t.words("scheduler_flags", &flags);
+    // Of a scheduler that nobody knows nothing more can be said.
+    let misnamed = scheduler.is_none() && t.get("scheduler").is_some();
+    let flags = if misnamed { Vec::new() } else { flags };
     let scheduler_flags = scheduler_flags(scheduler.unwrap_or(DEFAULT_SCHEDULER), flags, problems);
     let one_packet = t.boolean("one_packet");
     let persists = t.get("persistence").map(Spanned::span);
@@ -123,11 +126,14 @@ fn scheduler_flags(
                 .filter(|flag| flag.scheduler() == scheduler)
                 .map(|flag| flag.name())
                 .collect();
-            let right = if own.is_empty() { "it has none".to_owned() } else { own.join(", ") };
+            let right = if own.is_empty() { "none".to_owned() } else { own.join(", ") };
             problems.at(
                 span,
                 format!("scheduler \"{scheduler}\" has no flag \"{flag}\""),
-                format!("\"{flag}\" belongs to \"{}\"; flags here: {right}", flag.scheduler()),
+                format!(
+                    "\"{flag}\" belongs to \"{}\"; \"{scheduler}\" has {right}",
+                    flag.scheduler()
+                ),
             );
         } else if flags.contains(&flag) {
             problems.at(span, format!("`scheduler_flags` names \"{flag}\" twice"), "once will do");

@@ -1,6 +1,7 @@
 //! Tables of configurations: what is taken, what is refused and how it is said.
 
 use super::*;
+use crate::dataplane::scheduler::SchedulerFlag;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -120,6 +121,30 @@ fn refusals() {
                  protocol = \"sctp\"\nscheduler = \"maglv\"\n"
             ),
         ),
+        (
+            "scheduler_flags",
+            format!(
+                "{}{}{}{}",
+                service("scheduler = \"wlc\"\nscheduler_flags = [\"sh-port\"]\n"),
+                "[[service]]\nname = \"b\"\nvip = \"192.0.2.2\"\nport = 1\nscheduler = \"sh\"\n\
+                 scheduler_flags = [\"sh-port\", \"mh-port\", \"sh-prt\", \"sh-port\", 7]\n",
+                "[[service]]\nname = \"c\"\nvip = \"192.0.2.3\"\nport = 1\n\
+                 scheduler_flags = \"mh-port\"\n",
+                "[[service]]\nname = \"d\"\nvip = \"192.0.2.4\"\nport = 1\n\
+                 scheduler_flags = [\"mh-fallback\"]\n",
+            ),
+        ),
+        (
+            "one_packet",
+            format!(
+                "{}{}{}",
+                service("one_packet = true\n"),
+                "[[service]]\nname = \"b\"\nvip = \"192.0.2.2\"\nport = 1\nprotocol = \"udp\"\n\
+                 one_packet = true\npersistence = {}\n",
+                "[[service]]\nname = \"c\"\nvip = \"192.0.2.3\"\nport = 1\nprotocol = \"udp\"\n\
+                 one_packet = 1\n",
+            ),
+        ),
         ("vip_multicast", format!("{HEAD}[[service]]\nname=\"a\"\nvip = \"ff02::1\"\nport = 1\n")),
         ("port_range", two("\"20-10\"", "\"http\"")),
         ("port_list", two("[80, \"81\"]", "[80, 80]")),
@@ -168,6 +193,23 @@ fn refusals() {
         insta::with_settings!({ omit_expression => true }, {
             insta::assert_snapshot!(name, errors.render(RenderStyle::Plain));
         });
+    }
+}
+
+#[test]
+fn every_scheduler_and_its_flags_are_taken() {
+    for kind in Scheduler::ALL {
+        let own = SchedulerFlag::ALL.into_iter().filter(|flag| flag.scheduler() == kind);
+        // In the order of the file it is the same configuration.
+        let flags: Vec<String> = own.clone().map(|flag| format!("\"{flag}\"")).rev().collect();
+        let text = format!(
+            "{HEAD}[[service]]\nname = \"a\"\nvip = \"192.0.2.1\"\nport = 53\nprotocol = \"udp\"\n\
+             one_packet = true\nscheduler = \"{kind}\"\nscheduler_flags = [{}]\n",
+            flags.join(", ")
+        );
+        let service = &ok(&text).services[0];
+        assert_eq!((service.scheduler, service.one_packet), (kind, true));
+        assert_eq!(service.scheduler_flags, own.collect::<Vec<_>>(), "{kind}");
     }
 }
 
@@ -233,10 +275,18 @@ fn the_hash_sees_meaning_and_nothing_else() {
         ("10.20.0.11", "10.20.0.13"),
         ("\"10m\"", "\"11m\""),
         ("eth0", "eth1"),
+        ("scheduler = \"maglev\"", "scheduler = \"mh\""),
     ] {
         let text = EXAMPLE.replace(from, to);
         assert_ne!(config_hash(&ok(&text)), base, "{from} -> {to}");
     }
+    // What is not said is not hashed, so that keys that came later change no old file's hash.
+    let with = |key: &str| {
+        let service = EXAMPLE.replace("\"tcp\"", "\"udp\"").replace("persistence", "#");
+        config_hash(&ok(&service.replace("port = 5432", &format!("port = 5432\n{key}"))))
+    };
+    assert_eq!(with("one_packet = false\nscheduler_flags = []"), with(""));
+    assert_ne!(with("one_packet = true"), with(""));
     // Another interface is another file and the same services.
     let elsewhere = ok(&EXAMPLE.replace("eth0", "eth1"));
     assert_eq!(services_hash(&elsewhere.services), services_hash(&ok(EXAMPLE).services));

@@ -241,7 +241,13 @@ impl<S: AsRef<[Slot]>> Director<S> {
             protocol: key.protocol,
         };
         let key = service.placement_key(&context.snapshot.hash_key, &tuple);
-        let position = service.scheduler.rederive(&key, &service.members)?;
+        let position = if service.one_packet {
+            // Where its next datagram goes; a hash moves nothing by being asked.
+            let gauges = &self.parts.counters.destinations;
+            service.scheduler.schedule(&key, &service.candidates(gauges, context.now))?
+        } else {
+            service.scheduler.rederive(&key, &service.members)?
+        };
         service.destinations.get(position).copied()
     }
 

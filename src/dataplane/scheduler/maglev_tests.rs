@@ -35,7 +35,7 @@ fn flow_keys(count: u64) -> Vec<PlacementKey> {
 }
 
 fn choices(maglev: &Maglev, members: &[Member], keys: &[PlacementKey]) -> Vec<Option<usize>> {
-    keys.iter().map(|key| maglev.schedule(key, &Candidates::unloaded(&members))).collect()
+    keys.iter().map(|key| maglev.schedule(key, &Candidates::unloaded(members))).collect()
 }
 
 /// Σ (observed − expected)² / expected over members with effective weight.

@@ -124,9 +124,8 @@ proptest! {
                 }
                 let guess = scheduler.rederive(&key, &scene.members);
                 prop_assert_eq!(foretold.rederived.map(|c| c.index), guess);
-                match guess {
-                    Some(index) => prop_assert!(scheduler.is_hash() && !scene.members[index].down),
-                    None => {}
+                if let Some(index) = guess {
+                    prop_assert!(scheduler.is_hash() && !scene.members[index].down, "{name}");
                 }
             }
         }

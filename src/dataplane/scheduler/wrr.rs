@@ -167,7 +167,7 @@ mod tests {
 
     fn turns(wrr: &Wrr, members: &[Member], count: usize) -> Vec<usize> {
         (0..count)
-            .map(|_| wrr.schedule(&any_key(), &Candidates::unloaded(&members)).unwrap())
+            .map(|_| wrr.schedule(&any_key(), &Candidates::unloaded(members)).unwrap())
             .collect()
     }
 
