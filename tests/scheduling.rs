@@ -7,9 +7,11 @@ mod world;
 use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use adit::dataplane::{
-    scheduler::{Member, SchedulerFlag, SchedulerKind},
+    packet::ip_addr,
+    persistence::PersistenceEvent,
+    scheduler::{Member, SchedulerFlag, SchedulerKind, Threshold},
     service::Protocol,
-    verdict::{DropReason, ReplyTo, Verdict},
+    verdict::{DropReason, Event, ReplyTo, Verdict},
 };
 use world::{ServiceSpec, World, frames, frames::Tcp, snapshot};
 
@@ -156,6 +158,62 @@ fn only_hashes_guess() {
         }
         assert_eq!(world.counters.worker.rederived.get(), u64::from(guessed), "{name}");
     }
+}
+
+/// As `ipvsadm -x` and `-y`: full at four connections, open again below two.
+#[test]
+fn a_full_server_takes_none_until_it_is_below_its_lower_threshold() {
+    let thresholds = vec![Some(Threshold::new(4, Some(2), None)), None];
+    let members = vec![member(1, 100), member(2, 1)];
+    let spec = ServiceSpec { members, thresholds, ..ServiceSpec::orders(SchedulerKind::Fo) };
+    let mut world = World::new(snapshot(vec![spec]), 1000);
+    let client = |n: u16| format!("192.0.2.7:{}", 40_000 + n);
+    for n in 0..4 {
+        assert_eq!(establish(&mut world, &client(n)), Some(1), "{n}");
+    }
+    assert_eq!(establish(&mut world, &client(4)), Some(2), "full");
+    // Those it has go on; two of four end, then one more.
+    let forget = |world: &mut World, ended: std::ops::Range<u16>| {
+        ended.for_each(|n| reset(world, &client(n)));
+        world.advance(Duration::from_secs(20));
+        (0..100).for_each(|_| world.tick());
+    };
+    forget(&mut world, 0..2);
+    assert_eq!(establish(&mut world, &client(5)), Some(2), "two are not below two");
+    forget(&mut world, 2..3);
+    assert_eq!(establish(&mut world, &client(6)), Some(1), "one is");
+    assert_eq!(establish(&mut world, &client(7)), Some(1), "and three are not four");
+}
+
+/// A hash without a fallback refuses clients of a full server, as IPVS does; those that persistence
+/// keeps there come still.
+#[test]
+fn thresholds_hold_for_hashes_and_not_for_persistence() {
+    let full = |flags: &[SchedulerFlag]| ServiceSpec {
+        flags: flags.into(),
+        members: vec![member(1, 1)],
+        thresholds: vec![Some(Threshold::new(1, None, None))],
+        ..ServiceSpec::orders(SchedulerKind::Sh)
+    };
+    let mut world = World::new(snapshot(vec![full(&[])]), 100);
+    assert_eq!(server(&mut world, &Tcp::syn("192.0.2.7:1", VIP).frame()), Some(1));
+    for flags in [&[][..], &[SchedulerFlag::ShFallback]] {
+        let mut world = World::new(snapshot(vec![full(flags)]), 100);
+        assert_eq!(server(&mut world, &Tcp::syn("192.0.2.7:1", VIP).frame()), Some(1));
+        assert_eq!(server(&mut world, &Tcp::syn("192.0.2.8:1", VIP).frame()), None);
+        assert_eq!(world.counters.dropped(DropReason::NoRealServer).get(), 1);
+    }
+    let mut world = World::new(snapshot(vec![full(&[]).persistent(600)]), 100);
+    establish(&mut world, "192.0.2.7:1");
+    let Some(Event::Established { destination, client }) = world.shell.events.pop() else {
+        panic!("{:?}", world.shell.events);
+    };
+    let target = world.snapshot.destination(destination).unwrap();
+    let (policy, real) = (target.persistence.unwrap(), target.real);
+    let event = PersistenceEvent::established(&policy, ip_addr(&client), real, world.now);
+    world.persistence.record(&event);
+    assert_eq!(server(&mut world, &Tcp::syn("192.0.2.7:2", VIP).frame()), Some(1), "kept there");
+    assert_eq!(server(&mut world, &Tcp::syn("192.0.2.8:2", VIP).frame()), None, "new to it");
 }
 
 #[test]

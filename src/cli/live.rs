@@ -32,6 +32,9 @@ pub struct ListArgs {
     /// Go on until interrupted, with a reading per interval.
     #[arg(long, requires = "rate")]
     pub watch: bool,
+    /// Show connection thresholds instead of weights.
+    #[arg(long, conflicts_with_all = ["stats", "rate"])]
+    pub thresholds: bool,
     /// This service alone.
     #[arg(value_name = "SERVICE")]
     pub service: Option<String>,
@@ -137,12 +140,16 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
     for warning in &status.warnings {
         output::line(&format!("{}: {}", warning.severity, warning.message));
     }
-    let table = if args.stats { stats_table(&services) } else { service_table(&services) };
+    let table = match (args.stats, args.thresholds) {
+        (true, _) => stats_table(&services),
+        (false, true) => threshold_table(&services),
+        (false, false) => service_table(&services),
+    };
     if args.stats {
         output::raw(io_lines(&status).as_bytes());
     }
     output::raw(table.as_bytes());
-    if !args.stats {
+    if !args.stats && !args.thresholds {
         output::line("");
         output::raw(path_table(&services).as_bytes());
     }
@@ -247,6 +254,21 @@ fn stats_table(services: &[ServiceView]) -> String {
             real.counters.connections.to_string(),
             real.counters.packets.to_string(),
             real.counters.bytes.to_string(),
+            real.state.clone(),
+        ]
+    })
+}
+
+fn threshold_table(services: &[ServiceView]) -> String {
+    let head = ["RemoteAddress:Port", ">Upper", ">Lower", ">ActiveConn", ">InActConn", "State"];
+    let bound = |bound: Option<u32>| bound.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    under_services(services, &head, |service, real| {
+        vec![
+            real_endpoint(service, real),
+            bound(real.max_connections),
+            bound(real.min_connections),
+            real.counters.active.to_string(),
+            real.counters.inactive.to_string(),
             real.state.clone(),
         ]
     })

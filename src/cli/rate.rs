@@ -173,6 +173,8 @@ mod tests {
             address: address.parse().unwrap(),
             weight: 1,
             effective_weight: 1,
+            max_connections: None,
+            min_connections: None,
             state: "up".to_owned(),
             counters: DestinationReading {
                 connections: *count,
@@ -193,6 +195,8 @@ mod tests {
             ports: "5432".to_owned(),
             protocol: "tcp".to_owned(),
             scheduler: "rr".to_owned(),
+            scheduler_flags: Vec::new(),
+            one_packet: false,
             table_size: None,
             persistence_seconds: None,
             configured: true,

@@ -3,14 +3,13 @@
 use super::config::{self, Config, DontFragment};
 use super::destinations::{DestinationKey, Destinations, DestinationsFull};
 use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey};
-use super::tables::{TableWork, members};
+use super::tables::{TableWork, members, thresholds};
 use crate::dataplane::conntrack::{FlowRecord, Ticks, Timeouts};
 use crate::dataplane::counters::DestinationCounters;
 use crate::dataplane::hash::{HashKey, PersistenceGroup};
 use crate::dataplane::ids::{DestinationId, RealId, VipId};
 use crate::dataplane::packet;
 use crate::dataplane::region::{Directory, DirectoryFull, Entry, RealIdentity, VipIdentity};
-use crate::dataplane::scheduler::Scheduler;
 use crate::dataplane::scheduler::table::{TableCache, TableError};
 use crate::dataplane::service::{
     DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable,
@@ -293,10 +292,15 @@ impl<S: AsRef<[Entry]>> World<S> {
                 let key = DestinationKey { service: service.name.clone(), vip, real };
                 destinations.push(self.destinations.id(&key).ok_or(DestinationsFull)?);
             }
-            let before = previous.and_then(|snapshot| scheduler_of(snapshot, &service.name));
+            let before = previous.and_then(|snapshot| service_of(snapshot, &service.name));
             let scheduler = service
                 .scheduler
-                .build(&service.scheduler_flags, &members, &mut self.tables, before)
+                .build(
+                    &service.scheduler_flags,
+                    &members,
+                    &mut self.tables,
+                    before.map(|s| &*s.scheduler),
+                )
                 .map_err(|source| BuildError::Table { service: service.name.clone(), source })?;
             services.push(Service {
                 name: service.name.as_str().into(),
@@ -311,6 +315,7 @@ impl<S: AsRef<[Entry]>> World<S> {
                 timeouts: timeouts(&service.timeouts),
                 df: df(service.df),
                 one_packet: service.one_packet,
+                thresholds: thresholds(service, before),
             });
         }
         Ok(services)
@@ -414,9 +419,8 @@ fn link_header(direct: &DirectPath, outer: IpAddr) -> [u8; 14] {
     header
 }
 
-fn scheduler_of<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a dyn Scheduler> {
-    let services = snapshot.services.services();
-    services.iter().find(|s| *s.name == *name).map(|s| &*s.scheduler)
+fn service_of<'a>(snapshot: &'a Snapshot, name: &str) -> Option<&'a Service> {
+    snapshot.services.services().iter().find(|s| *s.name == *name)
 }
 
 fn protocol(protocol: config::Protocol) -> Protocol {
@@ -481,6 +485,7 @@ mod tests {
     use super::*;
     use crate::control::config::parse;
     use crate::dataplane::counters::Counters;
+    use crate::dataplane::time::Time;
 
     const TEXT: &str = "[director]\ninterface = \"eth0\"\n\
         [[service]]\nname = \"list\"\nvip = \"192.0.2.1\"\nport = [80, 443]\nscheduler = \"wrr\"\n\
@@ -605,6 +610,37 @@ mod tests {
         let none =
             build(&mut world, &config("[director]\ninterface = \"eth0\"\n"), &counters, None);
         assert_eq!((none.services.vips().count(), none.reals.iter().count()), (0, 0));
+    }
+
+    #[test]
+    fn what_a_scheduler_and_a_threshold_remember_is_carried_over_by_name_and_address() {
+        let counters = Counters::new(8);
+        let mut world = world();
+        let text =
+            TEXT.replace("10.0.0.2\"", "10.0.0.2\"\nmax_connections = 4\nmin_connections = 2");
+        let first = build(&mut world, &config(&text), &counters, None);
+        let service = |snapshot: &Snapshot, name: &str| {
+            snapshot.services.services().iter().position(|s| &*s.name == name).unwrap()
+        };
+        let web = &first.services.services()[service(&first, "web")];
+        let gauge = &counters.destinations[web.destinations[1].index()].inactive;
+        gauge.add(4);
+        web.note_load(web.destinations[1], &counters.destinations);
+        gauge.sub(1);
+        let overloaded = |snapshot: &Snapshot| {
+            let web = &snapshot.services.services()[service(snapshot, "web")];
+            let last = web.members.len() - 1;
+            web.candidates(&counters.destinations, Time::ZERO).is_overloaded(last)
+        };
+        assert!(overloaded(&first), "three, after four");
+        // The first real server leaves, so that the second has its place.
+        let less =
+            text.replace("port = 80\n[[service.real]]\naddress = \"10.0.0.1\"\n", "port = 80\n");
+        let second = build(&mut world, &config(&less), &counters, Some(&first));
+        assert_eq!(second.services.services()[service(&second, "web")].members.len(), 1);
+        assert!(overloaded(&second));
+        let fresh = build(&mut world, &config(&less), &counters, None);
+        assert!(!overloaded(&fresh), "nothing to remember");
     }
 
     #[test]

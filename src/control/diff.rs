@@ -194,6 +194,22 @@ fn real_changes(
             }
             (Some(_) | None, Some(_) | None) => {}
         }
+        let thresholds = |s: &Service| {
+            let real = s.reals.iter().find(|r| r.address == address)?;
+            Some((real.max_connections, real.min_connections))
+        };
+        if let (Some(before), Some(after)) = (thresholds(old), thresholds(new))
+            && before != after
+        {
+            let show = |(upper, lower): (Option<u32>, Option<u32>)| match (upper, lower) {
+                (None, _) => "none".to_owned(),
+                (Some(upper), None) => upper.to_string(),
+                (Some(upper), Some(lower)) => format!("{upper} down to {lower}"),
+            };
+            let (before, after) = (show(before), show(after));
+            let what = format!("real server {address} threshold {before} -> {after}");
+            push(what, "holds for new connections", 0);
+        }
     }
 }
 
@@ -227,6 +243,11 @@ mod tests {
             (real, "", "real server 10.0.0.2 removed [3]"),
             ("10.0.0.2\"", "10.0.0.2\"\nweight = 0", "10.0.0.2 drained (weight 100 -> 0) [3]"),
             ("10.0.0.2\"", "10.0.0.2\"\nweight = 5", "10.0.0.2 weight 100 -> 5 [0]"),
+            (
+                "10.0.0.2\"",
+                "10.0.0.2\"\nmax_connections = 9\nmin_connections = 5",
+                "real server 10.0.0.2 threshold none -> 9 down to 5 [0]",
+            ),
             ("port = 80", "port = 80\nscheduler = \"wrr\"", "web: scheduler maglev -> wrr [0]"),
             ("port = 80", "port = 80\ntimeouts = { udp = \"9s\" }", "web: timeouts differ [7]"),
             ("port = 80", "port = 80\ndf = \"clear\"", "web: df differs [7]"),
@@ -238,6 +259,14 @@ mod tests {
             assert_eq!(lines.len(), 1, "{lines:?}");
             assert!(lines[0].contains(expected), "{lines:?} has no {expected}");
         }
+        let udp = lines(
+            "port = 80",
+            "port = 80\nprotocol = \"udp\"\none_packet = true\nscheduler = \"sh\"\n\
+             scheduler_flags = [\"sh-port\", \"sh-fallback\"]",
+        );
+        assert_eq!(udp.len(), 4, "{udp:?}");
+        assert!(udp[2].contains("scheduler flags none -> sh-port,sh-fallback"), "{udp:?}");
+        assert!(udp[3].contains("one_packet false -> true [0]"), "{udp:?}");
         let renamed = lines("\"web\"", "\"www\"");
         assert_eq!(renamed.len(), 2, "{renamed:?}");
         assert!(lines("eth0", "eth0").is_empty());

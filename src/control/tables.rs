@@ -2,8 +2,8 @@
 //! the admin socket must not wait for them.
 
 use super::config;
-use crate::dataplane::scheduler::Member;
 use crate::dataplane::scheduler::table::{Table, TableCache};
+use crate::dataplane::scheduler::{Member, Threshold};
 use std::sync::Arc;
 
 /// Tables on loan to another thread.
@@ -31,4 +31,25 @@ impl TableWork {
 pub fn members(service: &config::Service) -> Vec<Member> {
     let member = |real: &config::Real| Member::up(real.address, u32::from(real.weight));
     service.reals.iter().map(member).collect()
+}
+
+/// The connection thresholds of a service's real servers, in the same order; empty where none has
+/// any. Marks come from `before`, by address.
+pub fn thresholds(
+    service: &config::Service,
+    before: Option<&crate::dataplane::service::Service>,
+) -> Box<[Option<Threshold>]> {
+    if service.reals.iter().all(|real| real.max_connections.is_none()) {
+        return Box::default();
+    }
+    let previous = |real: &config::Real| {
+        let before = before?;
+        let position = before.members.iter().position(|m| m.address == real.address)?;
+        before.thresholds.get(position)?.as_ref()
+    };
+    let threshold = |real: &config::Real| {
+        let upper = real.max_connections?;
+        Some(Threshold::new(upper, real.min_connections, previous(real)))
+    };
+    service.reals.iter().map(threshold).collect()
 }

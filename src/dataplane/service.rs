@@ -10,7 +10,7 @@ use super::{
     hash::{ClientPrefix, FlowTuple, HashKey, PersistenceGroup, PlacementKey},
     ids::{DestinationId, VipId},
     packet::{Address, protocol},
-    scheduler::{Candidates, KeyedBy, Loads, Member, Scheduler},
+    scheduler::{Candidates, KeyedBy, Loads, Member, Scheduler, Threshold},
     time::Time,
 };
 
@@ -86,6 +86,8 @@ pub struct Service {
     pub members: Box<[Member]>,
     /// Destination of each member, in the order of `members`.
     pub destinations: Box<[DestinationId]>,
+    /// Connection thresholds of each member, in the order of `members`; empty where none has any.
+    pub thresholds: Box<[Option<Threshold>]>,
     /// Persistence, if any.
     pub persistence: Option<PersistencePolicy>,
     /// Idle timeouts of its flows.
@@ -128,7 +130,20 @@ impl Service {
         now: Time,
     ) -> Candidates<'a> {
         let loads = Loads::new(&self.destinations, counters);
-        Candidates { members: &self.members, loads, now }
+        Candidates { members: &self.members, loads, thresholds: &self.thresholds, now }
+    }
+
+    /// A flow begins at a destination, or has just begun: its threshold takes note.
+    #[inline]
+    pub fn note_load(&self, destination: DestinationId, counters: &[DestinationCounters]) {
+        if self.thresholds.is_empty() {
+            return;
+        }
+        let position = self.destinations.iter().position(|id| *id == destination);
+        let Some(position) = position else { return };
+        if let Some(Some(threshold)) = self.thresholds.get(position) {
+            threshold.note(Loads::new(&self.destinations, counters).of(position));
+        }
     }
 
     /// The member with that destination, if it is still configured.

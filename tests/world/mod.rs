@@ -24,7 +24,7 @@ use adit::dataplane::{
     persistence::PersistenceTable,
     rate_limit::{RateLimiter, RateLimits},
     region::Entry,
-    scheduler::{Member, SchedulerFlag, SchedulerKind, table::TableCache},
+    scheduler::{Member, SchedulerFlag, SchedulerKind, Threshold, table::TableCache},
     service::{DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable},
     snapshot::{Destination, Link, RealServer, Snapshot},
     time::Time,
@@ -48,6 +48,7 @@ pub struct ServiceSpec {
     pub scheduler: SchedulerKind,
     pub flags: Vec<SchedulerFlag>,
     pub one_packet: bool,
+    pub thresholds: Vec<Option<Threshold>>,
     pub members: Vec<Member>,
     pub persistence: Option<PersistencePolicy>,
     pub df: DfPolicy,
@@ -64,6 +65,7 @@ impl ServiceSpec {
             scheduler,
             flags: Vec::new(),
             one_packet: false,
+            thresholds: Vec::new(),
             members: vec![member("10.20.0.11"), member("10.30.0.21")],
             persistence: None,
             df: DfPolicy::Copy,
@@ -123,6 +125,7 @@ pub fn snapshot(specs: Vec<ServiceSpec>) -> Snapshot {
             timeouts: Timeouts::default(),
             df: spec.df,
             one_packet: spec.one_packet,
+            thresholds: spec.thresholds.into(),
         });
     }
     let reals: Vec<_> = reals.into_iter().map(|(_, real)| Some(real)).collect();

@@ -244,6 +244,7 @@ impl World {
                 persistence,
                 timeouts: Timeouts::default(),
                 df: self.settings.df,
+                thresholds: Box::default(),
                 one_packet: self.settings.one_packet && *protocol == Protocol::Udp,
             });
         }

@@ -192,7 +192,13 @@ pub struct RealView {
     pub weight: u32,
     /// What is left of it.
     pub effective_weight: u32,
-    /// `up`, `drained` (weight 0) or `draining` (taken out of the configuration).
+    /// Connections from which on it takes no new ones.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
+    /// Connections below which it takes new ones again; by default three quarters of the others.
+    #[serde(default)]
+    pub min_connections: Option<u32>,
+    /// `up`, `overloaded` (it has as many connections as it may), `drained` (weight 0) or `draining` (taken out of the configuration).
     pub state: String,
     /// Flows and traffic since it was configured.
     pub counters: DestinationReading,

@@ -181,6 +181,7 @@ fn reals(tables: Vec<Table<'_>>, problems: &Problems) -> Vec<(Real, Range<usize>
 fn real(mut t: Table<'_>, problems: &Problems) -> Option<(Real, Range<usize>)> {
     let address = t.address("address");
     let weight = t.integer("weight", &limits::WEIGHT, "0 means drained");
+    let (max_connections, min_connections) = thresholds(&mut t, problems);
     if address.is_none() && t.get("address").is_none() {
         t.missing("address", "address = \"10.20.0.11\"");
     }
@@ -195,7 +196,35 @@ fn real(mut t: Table<'_>, problems: &Problems) -> Option<(Real, Range<usize>)> {
         return None;
     }
     let weight = weight.unwrap_or(limits::DEFAULT_WEIGHT);
-    Some((Real { address: address.value, weight }, address.span))
+    let address_span = address.span;
+    let address = address.value;
+    Some((Real { address, weight, max_connections, min_connections }, address_span))
+}
+
+/// `max_connections` and `min_connections` of a real server.
+fn thresholds(t: &mut Table<'_>, problems: &Problems) -> (Option<u32>, Option<u32>) {
+    let why = "connections to this real server in this service; without the key there is no bound";
+    let upper = t.integer("max_connections", &limits::THRESHOLD, why);
+    let lower = t.integer("min_connections", &limits::THRESHOLD, why);
+    let span = |t: &mut Table<'_>, key| t.get(key).map(Spanned::span).unwrap_or_default();
+    match (upper, lower) {
+        (None, Some(_)) if t.get("max_connections").is_none() => problems.at(
+            span(t, "min_connections"),
+            "`min_connections` without `max_connections`",
+            "it says when a real server that had too many takes new ones again",
+        ),
+        (Some(upper), Some(lower)) if lower > upper => {
+            let most = span(t, "max_connections");
+            problems.between(
+                span(t, "min_connections"),
+                format!("`min_connections` = {lower} is above `max_connections` = {upper}"),
+                (most, "the upper one"),
+                "the lower threshold is the upper one at most",
+            );
+        }
+        (Some(_) | None, Some(_) | None) => {}
+    }
+    (upper, lower)
 }
 
 fn persistence(mut t: Table<'_>) -> (Option<Persistence>, Option<Range<usize>>) {

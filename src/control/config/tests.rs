@@ -176,6 +176,14 @@ fn refusals() {
                 service("[[service.real]]\naddress = \"10.0.0.9\"\n")
             ),
         ),
+        (
+            "thresholds",
+            service(
+                "[[service.real]]\naddress = \"10.0.0.1\"\nmin_connections = 5\n\
+                 [[service.real]]\naddress = \"10.0.0.2\"\nmax_connections = 5\nmin_connections = 6\n\
+                 [[service.real]]\naddress = \"10.0.0.3\"\nmax_connections = 0\nmin_connections = 1\n",
+            ),
+        ),
         ("persistence", service("persistence = { timout = \"1h\", ipv4_prefix = 33 }\n")),
         (
             "group_differs",
@@ -271,6 +279,7 @@ fn the_hash_sees_meaning_and_nothing_else() {
     for (from, to) in [
         ("port = 5432", "port = 5433"),
         ("weight = 100", "weight = 101"),
+        ("weight = 100", "weight = 100\nmax_connections = 7"),
         ("2h15m", "2h16m"),
         ("10.20.0.11", "10.20.0.13"),
         ("\"10m\"", "\"11m\""),

@@ -225,6 +225,13 @@ pub struct Real {
     pub address: IpAddr,
     /// Its share of new flows, relative to the others; 0 means drained.
     pub weight: u16,
+    /// Connections from which on it takes no new ones (`ipvsadm -x`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// Connections below which it takes new ones again (`ipvsadm -y`); by default three quarters of
+    /// `max_connections`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_connections: Option<u32>,
 }
 
 /// Something that is allowed and perhaps not meant.

@@ -6,7 +6,7 @@ use crate::control::admin::api::{
     ConnectionView, Connections, Drop, Drops, Explained, FlowsView, RealView, ServiceView,
     Services, Status,
 };
-use crate::control::config::{config_hash, services_hash};
+use crate::control::config::{Real, config_hash, services_hash};
 use crate::control::destinations::Known;
 use crate::control::explain::{self, Live, Question};
 use crate::control::finding::{Finding, Severity};
@@ -14,6 +14,7 @@ use crate::control::metrics::{Reading, Seen};
 use crate::control::netlink::egress::RealPath;
 use crate::dataplane::conntrack::FlowRecord;
 use crate::dataplane::hash::ClientPrefix;
+use crate::dataplane::ids::DestinationId;
 use crate::dataplane::packet::{self, protocol};
 use crate::dataplane::persistence::PersistenceKey;
 use crate::dataplane::scheduler::table::table_size;
@@ -131,8 +132,8 @@ impl Daemon {
                 .filter_map(|(id, k)| {
                     let address = state.world.address_of(k.key.real)?;
                     let place = service.reals.binary_search_by_key(&address, |r| r.address);
-                    let weight = place.map_or(0, |place| u32::from(service.reals[place].weight));
-                    self.real_view((&state, &paths), id.index(), k, weight)
+                    let real = place.ok().map(|place| &service.reals[place]);
+                    self.real_view((&state, &paths), id, k, real)
                 })
                 .collect();
             reals.sort_by_key(|r| r.address);
@@ -166,9 +167,7 @@ impl Daemon {
             if state.config.services.iter().any(|s| s.name == *name && s.vip == vip) {
                 continue;
             }
-            let Some(real) = self.real_view((&state, &paths), id.index(), known, 0) else {
-                continue;
-            };
+            let Some(real) = self.real_view((&state, &paths), id, known, None) else { continue };
             match removed.iter_mut().find(|s| s.name == *name && s.vip == vip) {
                 Some(service) => service.reals.push(real),
                 None => removed.push(ServiceView {
@@ -189,29 +188,48 @@ impl Daemon {
         removed
     }
 
+    /// Whether a real server has as many connections of its service as it may.
+    fn is_overloaded(&self, state: &State, id: DestinationId, service: &str) -> bool {
+        let services = state.snapshot.services.services();
+        let Some(service) = services.iter().find(|s| *s.name == *service) else { return false };
+        let position = service.destinations.iter().position(|destination| *destination == id);
+        let candidates = service.candidates(&self.counters.destinations, now());
+        position.is_some_and(|position| candidates.is_overloaded(position))
+    }
+
     fn real_view(
         &self,
         (state, paths): (&State, &Paths<'_>),
-        id: usize,
+        id: DestinationId,
         known: &Known,
-        weight: u32,
+        configured: Option<&Real>,
     ) -> Option<RealView> {
         let address = state.world.address_of(known.key.real)?;
         let path = paths.get(&address);
         let link_mtu = path.map_or(0, |p| p.mtu);
         let learned = state.path_mtus.get(&known.key.real).filter(|(_, until)| *until > now());
+        let weight = configured.map_or(0, |real| u32::from(real.weight));
+        let max_connections = configured.and_then(|real| real.max_connections);
         let condition = match (known.cut, known.configured, weight) {
             (true, _, _) => "cut",
             (false, false, _) => "draining",
             (false, true, 0) => "drained",
+            (false, true, _)
+                if max_connections.is_some()
+                    && self.is_overloaded(state, id, &known.key.service) =>
+            {
+                "overloaded"
+            }
             (false, true, _) => "up",
         };
         Some(RealView {
             address,
             weight,
             effective_weight: weight,
+            max_connections,
+            min_connections: configured.and_then(|real| real.min_connections),
             state: condition.to_owned(),
-            counters: known.reading(self.counters.destinations.get(id)?),
+            counters: known.reading(self.counters.destinations.get(id.index())?),
             source: path.and_then(|p| p.source),
             interface: path.and_then(|p| p.interface.clone()),
             next_hop: path.and_then(|p| p.next_hop),

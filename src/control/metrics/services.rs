@@ -55,12 +55,16 @@ pub(super) fn encode(services: &[ServiceView], families: &mut Families<'_>) -> f
 }
 
 fn of_services(services: &[Service<'_>], families: &mut Families<'_>) -> fmt::Result {
+    let flags: Vec<String> = services.iter().map(|s| s.view.scheduler_flags.join(",")).collect();
     families.info(
         "adit_service_info",
-        "Services with their scheduler.",
-        services.iter().map(|s| {
+        "Services with their scheduler, its flags, and whether each packet is scheduled anew.",
+        services.iter().zip(&flags).map(|(s, flags)| {
             let [service, vip, port, protocol] = s.labels();
-            [service, vip, port, protocol, ("scheduler", s.view.scheduler.as_str())]
+            let one_packet = if s.view.one_packet { "true" } else { "false" };
+            let scheduler = ("scheduler", s.view.scheduler.as_str());
+            let flags = ("flags", flags.as_str());
+            [service, vip, port, protocol, scheduler, flags, ("one_packet", one_packet)]
         }),
     )?;
     families.gauge(
@@ -103,10 +107,20 @@ fn of_real_servers(services: &[Service<'_>], families: &mut Families<'_>) -> fmt
         "What is left of the weight for new flows.",
         each(services).map(|(labels, real)| (labels, real.effective_weight)),
     )?;
+    families.gauge(
+        "adit_real_server_max_connections",
+        "Connections from which on it takes no new ones, where there is such a threshold.",
+        each(services).filter_map(|(labels, real)| Some((labels, real.max_connections?))),
+    )?;
+    families.gauge(
+        "adit_real_server_min_connections",
+        "Connections below which it takes new ones again, where there is such a threshold.",
+        each(services).filter_map(|(labels, real)| Some((labels, real.min_connections?))),
+    )?;
     families.info(
         "adit_real_server_state_info",
-        "The state in force: up, drained (weight 0), draining (taken out of the configuration) \
-         or cut.",
+        "The state in force: up, overloaded (at its threshold), drained (weight 0), draining \
+         (taken out of the configuration) or cut.",
         each(services).map(|(labels, real)| {
             let [service, vip, port, protocol, address] = labels;
             [service, vip, port, protocol, address, ("state", real.state.as_str())]
@@ -197,6 +211,8 @@ impl Way {
             address: _,
             weight: _,
             effective_weight: _,
+            max_connections: _,
+            min_connections: _,
             state: _,
             counters: _,
             source,

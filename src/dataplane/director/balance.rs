@@ -319,6 +319,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let rederived = by == PlacedBy::Guess;
         let flow = NewFlow { key: incoming.key, real, destination, rederived };
         let observation = incoming.observation();
+        service.note_load(destination, &self.parts.counters.destinations);
         match self.parts.flows.insert(context.now, &flow, &service.timeouts, &observation) {
             Ok(inserted) => {
                 self.count_placed(by);
@@ -329,6 +330,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
                     counters.connections.add(1);
                     gauge(counters, inserted.class).add(1);
                 }
+                service.note_load(destination, &self.parts.counters.destinations);
                 Ok(destination)
             }
             Err(_) if service.scheduler.is_hash() => {

@@ -1,7 +1,7 @@
 //! The members of a service at the moment of a choice.
 
 use super::{
-    Member,
+    Member, Threshold,
     load::{Load, Loads},
 };
 use crate::dataplane::time::Time;
@@ -13,6 +13,8 @@ pub struct Candidates<'a> {
     pub members: &'a [Member],
     /// Their connections.
     pub loads: Loads<'a>,
+    /// Their thresholds, where there are any; empty where no member has.
+    pub thresholds: &'a [Option<Threshold>],
     /// Now.
     pub now: Time,
 }
@@ -32,13 +34,20 @@ impl<'a> Candidates<'a> {
     /// Members without connections at the moment of boot: enough for schedulers that look at
     /// neither.
     pub const fn unloaded(members: &'a [Member]) -> Self {
-        Self { members, loads: Loads::NONE, now: Time::ZERO }
+        Self { members, loads: Loads::NONE, thresholds: &[], now: Time::ZERO }
     }
 
     /// The weight with which a member takes part in choices for new flows; 0 takes none.
     #[inline]
     pub fn weight(&self, index: usize) -> u32 {
-        self.members[index].admitted_weight()
+        if self.is_overloaded(index) { 0 } else { self.members[index].admitted_weight() }
+    }
+
+    /// Whether a member has as many connections as it may.
+    #[inline]
+    pub fn is_overloaded(&self, index: usize) -> bool {
+        let threshold = self.thresholds.get(index).and_then(Option::as_ref);
+        threshold.is_some_and(|threshold| threshold.is_overloaded(self.loads.of(index)))
     }
 
     /// The member at a position, unless it takes no new flow.

@@ -101,6 +101,8 @@ pub enum ProbeOutcome {
     Draining,
     /// Its effective weight is zero.
     WeightZero,
+    /// It has as many connections as it may.
+    Overloaded,
     /// Its effective weight is below the configured one, and this key is not in the share left.
     BeyondShare,
     /// The taken one has less load for its weight, or the same and comes first.
@@ -125,6 +127,8 @@ impl ProbeOutcome {
             Self::Draining
         } else if member.admitted_weight() == 0 {
             Self::WeightZero
+        } else if candidates.is_overloaded(index) {
+            Self::Overloaded
         } else if candidates.accepts(index, acceptance) {
             Self::Taken
         } else {

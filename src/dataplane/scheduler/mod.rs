@@ -35,6 +35,7 @@ mod scenes;
 mod sed;
 pub mod sh;
 pub mod table;
+mod threshold;
 pub mod twos;
 mod wlc;
 pub mod wrr;
@@ -47,6 +48,7 @@ pub use self::{
     kind::{SchedulerFlag, SchedulerKind},
     load::{Load, Loads},
     locality::Locality,
+    threshold::Threshold,
 };
 use self::{maglev::Maglev, twos::Twos, wrr::Wrr};
 use super::hash::PlacementKey;

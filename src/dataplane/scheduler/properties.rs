@@ -9,7 +9,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::{
-    Member, Scheduler, SchedulerFlag, SchedulerKind,
+    Member, Scheduler, SchedulerFlag, SchedulerKind, Threshold,
     scenes::{Scene, client_key},
     table::TableCache,
 };
@@ -69,6 +69,8 @@ struct Step {
     /// Down, draining, and what is left of the weight in percent, by member.
     states: Vec<(bool, bool, u32)>,
     loads: Vec<(u64, u64)>,
+    /// Upper thresholds, where there are any.
+    uppers: Vec<Option<u32>>,
     hours: u64,
 }
 
@@ -83,10 +85,16 @@ fn steps() -> impl Strategy<Value = (usize, Vec<Step>)> {
         any::<u32>(),
         prop::collection::vec(state, 5),
         prop::collection::vec(load, 5),
+        prop::collection::vec(prop::option::weighted(0.3, 1..500u32), 5),
         prop::sample::select(&[0, 0, 0, 1, 23, 25][..]),
     );
-    let step =
-        step.prop_map(|(client, states, loads, hours)| Step { client, states, loads, hours });
+    let step = step.prop_map(|(client, states, loads, uppers, hours)| Step {
+        client,
+        states,
+        loads,
+        uppers,
+        hours,
+    });
     (0..WEIGHTS.len(), prop::collection::vec(step, 1..20))
 }
 
@@ -106,6 +114,9 @@ proptest! {
                     member.draining = *draining;
                     member.effective_weight = member.weight * percent / 100;
                 }
+                scene.thresholds = step.uppers.iter().map(|upper| {
+                    upper.map(|upper| Threshold::new(upper, None, None))
+                }).collect();
                 let (key, candidates) = (client_key(step.client), scene.candidates());
                 let foretold = scheduler.explain(&key, &candidates);
                 prop_assert_eq!(&foretold, &scheduler.explain(&key, &candidates), "{}: explain moved something", name);
@@ -116,7 +127,10 @@ proptest! {
                     prop_assert_eq!(named.map(|p| p.candidate.index), chosen, "{}", name);
                 }
                 match chosen {
-                    Some(index) => prop_assert!(scene.members[index].is_eligible(), "{name}: {index}"),
+                    Some(index) => prop_assert!(
+                        scene.members[index].is_eligible() && !candidates.is_overloaded(index),
+                        "{name}: {index}"
+                    ),
                     None => prop_assert!(
                         may_refuse(&*scheduler) || candidates.eligible().next().is_none(),
                         "{name} refused"

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{Candidates, Loads, Member, by_load::Rule};
+use super::{Candidates, Loads, Member, Threshold, by_load::Rule};
 use crate::dataplane::{
     counters::DestinationCounters,
     hash::{HashKey, PlacementKey},
@@ -14,6 +14,7 @@ use crate::dataplane::{
 pub(super) struct Scene {
     pub(super) members: Vec<Member>,
     pub(super) now: Time,
+    pub(super) thresholds: Vec<Option<Threshold>>,
     destinations: Vec<DestinationId>,
     counters: Vec<DestinationCounters>,
 }
@@ -28,6 +29,7 @@ impl Scene {
             // Not at the same numbers: a member's gauges are those of its destination.
             destinations: (3..).map(DestinationId).take(weights.len()).collect(),
             counters: Vec::new(),
+            thresholds: Vec::new(),
         };
         scene.set_loads(loads);
         scene
@@ -43,6 +45,7 @@ impl Scene {
         Candidates {
             members: &self.members,
             loads: Loads::new(&self.destinations, &self.counters),
+            thresholds: &self.thresholds,
             now: self.now,
         }
     }
@@ -58,6 +61,7 @@ impl Clone for Scene {
         Self {
             members: self.members.clone(),
             now: self.now,
+            thresholds: self.thresholds.clone(),
             destinations: self.destinations.clone(),
             counters: self.counters.iter().map(read).collect(),
         }
