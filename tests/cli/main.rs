@@ -11,6 +11,7 @@ mod host;
 mod install;
 mod lab;
 mod metrics;
+mod scheduling;
 mod shown;
 #[path = "../../src/testing.rs"]
 mod testing;

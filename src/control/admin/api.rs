@@ -195,7 +195,7 @@ pub struct RealView {
     /// Connections from which on it takes no new ones.
     #[serde(default)]
     pub max_connections: Option<u32>,
-    /// Connections below which it takes new ones again; by default three quarters of the others.
+    /// Connections below which it takes new ones again, given or by default.
     #[serde(default)]
     pub min_connections: Option<u32>,
     /// `up`, `overloaded` (it has as many connections as it may), `drained` (weight 0) or `draining` (taken out of the configuration).

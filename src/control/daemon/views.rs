@@ -17,6 +17,7 @@ use crate::dataplane::hash::ClientPrefix;
 use crate::dataplane::ids::DestinationId;
 use crate::dataplane::packet::{self, protocol};
 use crate::dataplane::persistence::PersistenceKey;
+use crate::dataplane::scheduler::Threshold;
 use crate::dataplane::scheduler::table::table_size;
 use crate::dataplane::verdict::DropReason;
 use std::collections::HashMap;
@@ -227,7 +228,10 @@ impl Daemon {
             weight,
             effective_weight: weight,
             max_connections,
-            min_connections: configured.and_then(|real| real.min_connections),
+            min_connections: max_connections.map(|upper| {
+                let given = configured.and_then(|real| real.min_connections);
+                given.unwrap_or(Threshold::default_lower(upper))
+            }),
             state: condition.to_owned(),
             counters: known.reading(self.counters.destinations.get(id.index())?),
             source: path.and_then(|p| p.source),

@@ -21,12 +21,18 @@ pub struct Threshold {
 }
 
 impl Threshold {
-    /// At `upper` connections a member is overloaded, below `lower` no more. Without `lower` it is
-    /// three quarters of `upper`, rounded up, as in IPVS. The mark is that of `previous` if that
+    /// The lower threshold where none is given: three quarters of the upper one, rounded up, as in
+    /// IPVS.
+    pub const fn default_lower(upper: u32) -> u32 {
+        // As `upper * 3`.div_ceil(4), which could overflow.
+        upper - upper / 4
+    }
+
+    /// At `upper` connections a member is overloaded, below `lower` no more. The mark is that of `previous` if that
     /// had the same thresholds.
     pub fn new(upper: u32, lower: Option<u32>, previous: Option<&Self>) -> Self {
+        let lower = u64::from(lower.unwrap_or(Self::default_lower(upper)));
         let upper = u64::from(upper);
-        let lower = lower.map_or_else(|| (upper * 3).div_ceil(4), u64::from);
         let same = previous.filter(|before| (before.upper, before.lower) == (upper, lower));
         let reached = same.map_or_else(Arc::default, |before| Arc::clone(&before.reached));
         Self { upper, lower, reached }
@@ -63,19 +69,22 @@ mod tests {
 
     #[test]
     fn between_the_thresholds_the_last_that_was_met_counts() {
-        let walks: [(u32, Option<u32>, &[(u64, bool)]); 4] = [
-            (
-                10,
-                Some(4),
-                &[(0, false), (9, false), (10, true), (9, true), (4, true), (3, false), (9, false)],
-            ),
-            // Three quarters of 10 are 7.5: from 8 on it stays.
-            (10, None, &[(10, true), (8, true), (7, false), (8, false)]),
-            (1, None, &[(0, false), (1, true), (0, false)]),
-            (5, Some(5), &[(5, true), (4, false), (6, true)]),
-        ];
-        for (upper, lower, totals) in walks {
-            walk(&Threshold::new(upper, lower, None), totals);
+        let given = Threshold::new(10, Some(4), None);
+        let last = [(10, true), (9, true), (4, true), (3, false), (9, false)];
+        walk(&given, &[&[(0, false), (9, false)][..], &last].concat());
+        // Three quarters of 10 are 7.5: from 8 on it stays.
+        let default = Threshold::new(10, None, None);
+        walk(&default, &[(10, true), (8, true), (7, false), (8, false)]);
+        walk(&Threshold::new(1, None, None), &[(0, false), (1, true), (0, false)]);
+        walk(&Threshold::new(5, Some(5), None), &[(5, true), (4, false), (6, true)]);
+    }
+
+    #[test]
+    fn the_lower_one_is_three_quarters_by_default() {
+        // Open again at total · 4 < upper · 3.
+        for upper in 1..100 {
+            let by_hand = (0..=upper).find(|total| total * 4 >= upper * 3).unwrap();
+            assert_eq!(Threshold::default_lower(upper), by_hand, "{upper}");
         }
     }
 
