@@ -315,6 +315,22 @@ fn warnings_name_what_is_perhaps_not_meant() {
 }
 
 #[test]
+fn counting_connections_where_there_are_none_is_perhaps_not_meant() {
+    let warnings = |scheduler: Scheduler, real: &str| -> Vec<String> {
+        let config = ok(&format!(
+            "{HEAD}hash_key_file = \"/k\"\n[[service]]\nname = \"dns\"\nvip = \"192.0.2.1\"\nport = 53\n\
+             protocol = \"udp\"\none_packet = true\nscheduler = \"{scheduler}\"\n\
+             [[service.real]]\naddress = \"10.0.0.1\"\n{real}"
+        ));
+        config.warnings().into_iter().map(|w| w.message).collect()
+    };
+    assert_eq!(warnings(Scheduler::Rr, ""), [""; 0]);
+    assert_eq!(warnings(Scheduler::Wlc, ""), ["service dns: wlc counts connections"]);
+    let bounded = warnings(Scheduler::Rr, "max_connections = 5\n");
+    assert_eq!(bounded, ["service dns: max_connections counts connections"]);
+}
+
+#[test]
 fn hostile_texts_are_refused_and_not_fatal() {
     let deep = format!("a = {}", "[".repeat(10_000));
     let long = "x".repeat(20 << 20);

@@ -301,6 +301,14 @@ impl Config {
                     "new connections are dropped, counted as no_real_server",
                 );
             }
+            let bounded = service.reals.iter().any(|r| r.max_connections.is_some());
+            if service.one_packet && (service.scheduler.counts_connections() || bounded) {
+                let what = if bounded { "max_connections" } else { service.scheduler.name() };
+                warn(
+                    format!("service {}: {what} counts connections", service.name),
+                    "with one_packet there are none, so that it sees all real servers idle",
+                );
+            }
             let least = Duration::from_secs(2 * 3600 + 4 * 60);
             if service.protocol == Protocol::Tcp && service.timeouts.tcp_established < least {
                 warn(

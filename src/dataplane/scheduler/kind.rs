@@ -110,6 +110,23 @@ impl SchedulerKind {
         matches!(self, Self::Maglev | Self::Mh)
     }
 
+    /// Whether it looks at the connections there are.
+    pub const fn counts_connections(self) -> bool {
+        match self {
+            Self::Lc
+            | Self::Wlc
+            | Self::Sed
+            | Self::Nq
+            | Self::Ovf
+            | Self::Lblc
+            | Self::Lblcr
+            | Self::Twos => true,
+            Self::Maglev | Self::Mh | Self::Wrr | Self::Rr | Self::Sh | Self::Dh | Self::Fo => {
+                false
+            }
+        }
+    }
+
     /// Builds the scheduler of one service. Tables come from `tables`, where services with the
     /// same members and weights share one; what moves is carried over from `previous`, the
     /// service's scheduler in the snapshot before. Flags of other kinds have no effect.
