@@ -3,10 +3,11 @@
 use crate::THREE;
 use crate::lab::{ADIT, Lab, eventually, lab};
 use crate::testing::{skipped, test_name};
+use serde_json::Value;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const ADDRESS: &str = "127.0.0.1:9105";
@@ -175,6 +176,13 @@ fn a_listener_that_is_taken_refuses_the_start_before_the_host_is_changed() {
     drop(taken);
 }
 
+/// `list --rate` that goes on.
+fn watch(lab: &Lab, options: &[&str]) -> Child {
+    let mut watch = Command::new(ADIT);
+    watch.arg("--socket").arg(lab.file("adit.sock")).args(options);
+    watch.args(["list", "--rate", "--watch"]).stdout(Stdio::piped()).spawn().unwrap()
+}
+
 #[test]
 fn rates_are_those_of_the_interval() {
     let Some(mut lab) = lab() else { return };
@@ -189,30 +197,41 @@ fn rates_are_those_of_the_interval() {
     assert_eq!(quiet["services"][0]["packets_per_second"], 0.0, "{quiet}");
     assert!(quiet["seconds"].as_f64().unwrap() >= 1.0, "{quiet}");
 
-    let busy = std::thread::scope(|scope| {
-        let measuring = scope.spawn(|| lab.json("list --rate --interval 2"));
-        for port in (41_000..60_000).cycle() {
-            lab.datagram(&format!("198.51.100.1:{port}"), "192.0.2.10:7");
-            if measuring.is_finished() {
-                break;
-            }
+    // Readings under traffic may fall in the middle of a packet's accounting; over all intervals
+    // nothing is lost or counted twice.
+    let mut watching = watch(&lab, &["--json"]);
+    let output = BufReader::new(watching.stdout.take().unwrap());
+    let mut readings = serde_json::Deserializer::from_reader(output).into_iter::<Value>();
+    assert_eq!(readings.next().unwrap().unwrap()["services"][0]["packets_per_second"], 0.0);
+    const SENT: f64 = 20.0;
+    for port in 41_000..41_020 {
+        lab.datagram(&format!("198.51.100.1:{port}"), "192.0.2.10:7");
+    }
+    let rate = |of: &Value, what: &str| of[what].as_f64().unwrap();
+    let [mut connections, mut packets, mut bytes] = [0.0; 3];
+    for reading in readings.by_ref().take(30) {
+        let reading = reading.unwrap();
+        let service = &reading["services"][0];
+        let seconds = rate(&reading, "seconds");
+        connections += rate(service, "connections_per_second") * seconds;
+        packets += rate(service, "packets_per_second") * seconds;
+        bytes += rate(service, "bytes_per_second") * seconds;
+        let reals = service["reals"].as_array().unwrap();
+        let sum: f64 = reals.iter().map(|real| rate(real, "packets_per_second")).sum();
+        assert!((sum - rate(service, "packets_per_second")).abs() < 1e-6, "{reading}");
+        if packets > SENT - 0.5 && bytes > 32.0 * SENT - 0.5 {
+            break;
         }
-        measuring.join().unwrap()
-    });
-    let service = &busy["services"][0];
-    let rate = |of: &serde_json::Value, what: &str| of[what].as_f64().unwrap();
-    assert!(rate(service, "connections_per_second") > 0.0, "{busy}");
-    assert!(rate(service, "packets_per_second") >= rate(service, "connections_per_second"));
-    // 4 bytes in UDP in IPv4.
-    let size = rate(service, "bytes_per_second") / rate(service, "packets_per_second");
-    assert!((size - 32.0).abs() < 1e-6, "{busy}");
-    let reals = service["reals"].as_array().unwrap();
-    let sum: f64 = reals.iter().map(|real| rate(real, "packets_per_second")).sum();
-    assert!((sum - rate(service, "packets_per_second")).abs() < 1e-6, "{busy}");
+    }
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+    // 4 bytes each, in UDP in IPv4.
+    for (found, wanted) in [(connections, SENT), (packets, SENT), (bytes, 32.0 * SENT)] {
+        assert!((found - wanted).abs() < 1e-6, "{connections} {packets} {bytes}");
+    }
+
     // It goes on until it is interrupted.
-    let mut watch = Command::new(ADIT);
-    watch.arg("--socket").arg(lab.file("adit.sock")).args(["list", "--rate", "--watch"]);
-    let mut watching = watch.stdout(Stdio::piped()).spawn().unwrap();
+    let mut watching = watch(&lab, &[]);
     let lines = BufReader::new(watching.stdout.take().unwrap()).lines();
     let heads = lines.map(Result::unwrap).filter(|line| line.contains("InPPS"));
     assert_eq!(heads.take(2).count(), 2, "it ended");
