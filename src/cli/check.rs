@@ -5,7 +5,7 @@ use super::{CommandError, Global, Outcome, load_config};
 use crate::control::config::{
     Config, ConfigErrors, LoadedKey, RenderStyle, config_hash, services_hash,
 };
-use crate::control::finding::{Finding, Severity};
+use crate::control::finding::{self, Finding, Severity};
 use crate::control::netlink::NetlinkError;
 use crate::control::netlink::egress::RealPath;
 use crate::control::{host, runtime};
@@ -72,7 +72,7 @@ pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<Outcome, CommandE
         report.findings.sort_by_key(|f| f.severity);
         report.paths = paths;
     }
-    let refused = report.findings.iter().any(|f| f.severity == Severity::Error);
+    let refused = finding::count(&report.findings, Severity::Error) > 0;
     if global.json {
         output::json(&report);
     } else {
@@ -115,19 +115,7 @@ pub(super) fn show_errors(errors: &ConfigErrors, global: &Global) {
 }
 
 fn report(config: &Config, global: &Global) -> Report {
-    let mut findings: Vec<Finding> =
-        config.warnings().into_iter().map(|w| Finding::warning(w.message, w.help)).collect();
-    let key = match LoadedKey::load(config.director.hash_key_file.as_deref()) {
-        Ok(key) => {
-            let exposed = key.exposed();
-            findings.extend(exposed.map(|w| Finding::warning(w.message, w.help)));
-            Some(key.fingerprint())
-        }
-        Err(error) => {
-            findings.push(Finding::error(error.to_string(), "adit run refuses it"));
-            None
-        }
-    };
+    let (mut findings, key) = of_files(config);
     findings.sort_by_key(|f| f.severity);
     let memory = host::MemoryNeeds::of(config);
     Report {
@@ -142,6 +130,21 @@ fn report(config: &Config, global: &Global) -> Report {
         index_bytes: memory.index,
         tables: placement_tables(config),
         paths: Vec::new(),
+    }
+}
+
+/// What the configuration and its key file give rise to, and the key's fingerprint.
+pub(super) fn of_files(config: &Config) -> (Vec<Finding>, Option<String>) {
+    let mut findings = config.warnings();
+    match LoadedKey::load(config.director.hash_key_file.as_deref()) {
+        Ok(key) => {
+            findings.extend(key.exposed());
+            (findings, Some(key.fingerprint()))
+        }
+        Err(error) => {
+            findings.push(Finding::error(error.to_string(), "adit run refuses it"));
+            (findings, None)
+        }
     }
 }
 
@@ -195,7 +198,7 @@ fn show(report: &Report) {
         mebibytes(report.region_bytes),
         mebibytes(report.index_bytes)
     ));
-    let count = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
+    let count = |severity| finding::count(&report.findings, severity);
     output::line(&format!(
         "{}: {} services, {} real servers; {} errors, {} warnings",
         report.config,

@@ -5,7 +5,7 @@ use super::output;
 use super::{CommandError, Global, Outcome, converse, load_config};
 use crate::control::admin::api::{Drops, Services, Status};
 use crate::control::config::{Config, config_hash};
-use crate::control::finding::{Finding, Severity};
+use crate::control::finding::{self, Finding, Severity};
 use crate::control::host::{self, HostFacts, live};
 use hyper::Method;
 use serde::Serialize;
@@ -43,8 +43,7 @@ pub(super) fn run(global: &Global) -> Result<Outcome, CommandError> {
         None => HostFacts::default(),
     };
     if let Some(config) = &config {
-        let file = config.warnings().into_iter().map(|w| Finding::warning(w.message, w.help));
-        findings.extend(file);
+        findings.extend(check::of_files(config).0);
         findings.extend(host::judge(config, &facts));
     }
     let running = match director(global) {
@@ -70,7 +69,7 @@ pub(super) fn run(global: &Global) -> Result<Outcome, CommandError> {
     } else {
         show(&report);
     }
-    let refused = report.findings.iter().any(|finding| finding.severity == Severity::Error);
+    let refused = finding::count(&report.findings, Severity::Error) > 0;
     Ok(if refused { Outcome::Refused } else { Outcome::Fine })
 }
 
@@ -100,7 +99,7 @@ fn show(report: &Report) {
         let up = humantime::format_duration(Duration::from_secs(seconds));
         output::line(&format!("the director has been running for {up}"));
     }
-    let count = |severity| report.findings.iter().filter(|f| f.severity == severity).count();
+    let count = |severity| finding::count(&report.findings, severity);
     output::line(&format!(
         "{} errors, {} warnings, {} notes",
         count(Severity::Error),

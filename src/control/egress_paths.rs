@@ -48,7 +48,7 @@ impl<T: Ord + Copy> EgressPaths<T> {
     }
 
     /// Plans a change to exactly `wanted`. New paths are opened by `open`; one that it cannot open
-    /// is left out, and `open` has told the operator why.
+    /// is left out.
     ///
     /// Nothing has changed until [`commit`](Self::commit).
     pub fn plan<Open>(

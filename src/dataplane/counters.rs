@@ -147,6 +147,11 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Flows in the table to a destination, of whatever class.
+    pub fn flows_to(&self, id: super::ids::DestinationId) -> u64 {
+        self.destinations.get(id.index()).map_or(0, |c| c.active.get() + c.inactive.get())
+    }
+
     /// Counters for up to `destinations` destinations, all zero.
     pub fn new(destinations: usize) -> Self {
         Self {

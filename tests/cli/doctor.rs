@@ -2,6 +2,7 @@
 
 use crate::THREE;
 use crate::lab::{Lab, eventually, lab};
+use std::os::unix::fs::PermissionsExt as _;
 
 /// `THREE`, with a line more in `[director]`.
 fn with_director_line(lab: &Lab, line: &str) {
@@ -25,6 +26,15 @@ fn a_director_that_is_well_has_no_errors_and_faults_are_named_as_they_come() {
         let said = String::from_utf8(output.stdout).unwrap();
         (said.contains("0 errors") && !said.contains("has not answered")).then_some(())
     });
+
+    // A key that everybody can read.
+    let key = lab.file("hash.key");
+    std::fs::write(&key, [7; 16]).unwrap();
+    std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o644)).unwrap();
+    with_director_line(&lab, &format!("hash_key_file = \"{}\"", key.display()));
+    for command in ["check", "doctor"] {
+        assert!(lab.ok(command).contains("can be read by everybody"), "{command}");
+    }
 
     // A file that was edited since.
     lab.configure(&THREE.replace("port = 7", "port = 8"));

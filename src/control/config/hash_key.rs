@@ -1,6 +1,6 @@
 //! The 128-bit key of the placement hash.
 
-use super::types::Warning;
+use crate::control::finding::Finding;
 use crate::dataplane::hash::HashKey;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -68,16 +68,18 @@ impl LoadedKey {
 
     /// Why the key is no secret, if so.
     #[must_use]
-    pub fn exposed(&self) -> Option<Warning> {
+    pub fn exposed(&self) -> Option<Finding> {
         let HashKeyOrigin::File(path) = &self.origin else { return None };
         let mode = std::fs::metadata(path).ok()?.permissions().mode();
         // Readable or writable by others than its owner and group.
-        (mode & 0o006 != 0).then(|| Warning {
-            message: format!("hash_key_file {} can be read by everybody", path.display()),
-            help: format!(
-                "whoever knows the key can aim connections at one real server:\nchmod 0600 {}",
-                path.display()
-            ),
+        let path = path.display();
+        (mode & 0o006 != 0).then(|| {
+            Finding::warning(
+                format!("hash_key_file {path} can be read by everybody"),
+                format!(
+                    "whoever knows the key can aim connections at one real server:\nchmod 0600 {path}"
+                ),
+            )
         })
     }
 

@@ -25,7 +25,7 @@ pub use limits::{
 };
 pub use types::{
     Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Persistence, Ports,
-    Protocol, Real, Scheduler, Service, Timeouts, Tunnel, TunnelKind, Warning,
+    Protocol, Real, Scheduler, Service, Timeouts, Tunnel, TunnelKind,
 };
 
 use reader::{Problems, Table};

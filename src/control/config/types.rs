@@ -1,5 +1,6 @@
 //! The checked configuration. Every value here has passed the rules of this module's siblings.
 
+use crate::control::finding::Finding;
 use crate::dataplane::scheduler::SchedulerFlag;
 pub use crate::dataplane::scheduler::SchedulerKind as Scheduler;
 use serde::{Serialize, Serializer};
@@ -234,15 +235,6 @@ pub struct Real {
     pub min_connections: Option<u32>,
 }
 
-/// Something that is allowed and perhaps not meant.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Warning {
-    /// What was seen.
-    pub message: String,
-    /// What it means and what to do.
-    pub help: String,
-}
-
 impl Config {
     /// The service that takes a packet to `vip`:`port`, by the precedence of [`Ports`].
     #[must_use]
@@ -274,10 +266,10 @@ impl Config {
 
     /// What is allowed and perhaps not meant.
     #[must_use]
-    pub fn warnings(&self) -> Vec<Warning> {
+    pub fn warnings(&self) -> Vec<Finding> {
         let mut warnings = Vec::new();
         let mut warn = |message: String, help: &str| {
-            warnings.push(Warning { message, help: help.to_owned() });
+            warnings.push(Finding::warning(message, help));
         };
         if self.services.is_empty() {
             warn("no service is configured".to_owned(), "the director starts and forwards nothing");

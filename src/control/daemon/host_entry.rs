@@ -108,8 +108,14 @@ impl Daemon {
         }
     }
 
-    /// Asks the kernel to keep the next hops `wanted` resolved, and lets go of all others.
-    pub(super) async fn keep_neighbours(&self, wanted: &[NeighbourKey]) {
+    /// Asks the kernel to keep the next hops in use resolved, and lets go of all others.
+    pub(super) async fn keep_next_hops(&self) {
+        let next_hops = self.state.borrow().survey.next_hops.clone();
+        self.keep_neighbours(&next_hops).await;
+    }
+
+    /// The same with the next hops `wanted`.
+    async fn keep_neighbours(&self, wanted: &[NeighbourKey]) {
         let present = match self.netlink.neighbours().await {
             Ok(present) => present,
             Err(error) => {

@@ -13,7 +13,7 @@ use crate::control::config::{
 use crate::control::destinations::DESTINATION_CAPACITY;
 use crate::control::egress_paths::EgressPaths;
 use crate::control::finding::Finding;
-use crate::control::flow_region::{Before, FlowRegion, FlowRegionError, PERSISTENCE_CAPACITY};
+use crate::control::flow_region::{Before, FlowRegion, FlowRegionError};
 use crate::control::host;
 use crate::control::metrics::listener;
 use crate::control::netlink::egress::FixedSources;
@@ -28,7 +28,7 @@ use crate::dataplane::hash::HashKey;
 use crate::dataplane::path_mtu::PathMtus;
 use crate::dataplane::persistence::PersistenceTable;
 use crate::dataplane::rate_limit::{Rate, RateLimiter, RateLimits};
-use crate::dataplane::region::{Entry, Geometry, REAL_CAPACITY};
+use crate::dataplane::region::{Entry, REAL_CAPACITY};
 use crate::dataplane::snapshot::Snapshot;
 use crate::io::{
     self, EgressError, EgressTarget, Engine, EngineConfig, EngineError, EngineKind, Errno,
@@ -123,8 +123,7 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     // Listen before the first look, so that no change falls in between.
     let watch = HostWatch::open()?;
     let client = client_interface(&netlink, &config).await?;
-    let geometry = Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY);
-    let mut region = FlowRegion::open(&config.director.state_dir, &geometry)?;
+    let mut region = FlowRegion::open(&config.director.state_dir, &host::geometry(&config))?;
     // Before the host is changed: a director nobody can ask would have to be stopped again.
     let socket = &config.director.socket;
     let mut admin = vec![Bound::new(socket)?];

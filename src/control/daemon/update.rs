@@ -8,7 +8,6 @@ use crate::control::config::{self, Config, ConfigErrors, RenderStyle, config_has
 use crate::control::destinations::{Destinations, Known};
 use crate::control::diff;
 use crate::control::egress_paths::{PathChange, PathsInForce};
-use crate::control::finding::Finding;
 use crate::control::netlink::NetlinkError;
 use crate::dataplane::counters::Counters;
 use crate::dataplane::hash::HashKey;
@@ -182,8 +181,7 @@ impl Daemon {
         if due {
             self.publish()?;
         }
-        let next_hops = self.state.borrow().survey.next_hops.clone();
-        self.keep_neighbours(&next_hops).await;
+        self.keep_next_hops().await;
         Ok(())
     }
 
@@ -255,9 +253,7 @@ impl Daemon {
                 known.key.service == service
                     && real.is_none_or(|r| state.world.address_of(known.key.real) == Some(r))
             });
-            of.filter_map(|(id, _)| self.counters.destinations.get(id.index()))
-                .map(|c| c.active.get() + c.inactive.get())
-                .sum()
+            of.map(|(id, _)| self.counters.flows_to(id)).sum()
         };
         let mut changes: Vec<Change> = diff::changes(&state.config, new, request.now, flows);
         if request.now {
@@ -268,11 +264,7 @@ impl Daemon {
             old_hash: config_hash(&state.config).to_string(),
             new_hash: config_hash(new).to_string(),
             changes,
-            warnings: new
-                .warnings()
-                .into_iter()
-                .map(|w| warning(&Finding::warning(w.message, w.help)))
-                .collect(),
+            warnings: new.warnings().iter().map(OwnedFinding::from).collect(),
         })
     }
 
@@ -320,16 +312,12 @@ impl Daemon {
                 tracing::error!(%error, "the old configuration cannot be entered again");
             }
             *config = old;
-            let has_flows = |id: DestinationId| {
-                let flows = self.counters.destinations.get(id.index());
-                flows.is_some_and(|c| c.active.get() + c.inactive.get() > 0)
-            };
             // Those without flows are not waited for: what the host refused is most likely theirs.
             let taken = u64::try_from(SNAPSHOT_TAKEN.as_nanos()).unwrap_or(u64::MAX);
             let long_ago = Time(now().0.saturating_sub(taken));
             let mut idle = HashSet::new();
             for (id, known) in world.destinations.iter().filter(|(_, known)| !known.configured) {
-                if known.idle || (!draining.contains_key(&id) && !has_flows(id)) {
+                if known.idle || (!draining.contains_key(&id) && self.counters.flows_to(id) == 0) {
                     idle.insert(id);
                     draining.entry(id).or_insert(long_ago);
                 }
@@ -347,8 +335,7 @@ impl Daemon {
         }
     }
 
-    /// Brings worker and host to what the state says.
-    /// What cannot be done now is tried again by the upkeep.
+    /// Brings worker and host to what the state says. What cannot be done now is tried again by the upkeep.
     async fn put_in_force(&self) -> Result<(), ReloadError> {
         {
             let mut state = self.state.borrow_mut();
@@ -357,8 +344,7 @@ impl Daemon {
         self.survey().await?;
         let _tables = self.build_tables().await?;
         self.publish()?;
-        let next_hops = self.state.borrow().survey.next_hops.clone();
-        self.keep_neighbours(&next_hops).await;
+        self.keep_next_hops().await;
         self.enter_host().await.map_err(ReloadError::Host)
     }
 
@@ -441,8 +427,7 @@ impl Daemon {
             let without_flows_for = |id: DestinationId, least: Duration| {
                 let since = draining.get(&id);
                 let long = since.is_some_and(|since| time.saturating_since(*since) >= least);
-                let flows = self.counters.destinations.get(id.index());
-                long && flows.is_none_or(|c| c.active.get() + c.inactive.get() == 0)
+                long && self.counters.flows_to(id) == 0
             };
             let idle = world.destinations.note_idle(|id| without_flows_for(id, SNAPSHOT_TAKEN));
             let freed = world.destinations.retain(|id, _| without_flows_for(id, DRAINED_FOR));
@@ -471,8 +456,7 @@ impl Daemon {
 fn cuts(state: &State, counters: &Counters) -> Vec<Change> {
     let mut changes = Vec::new();
     for (id, known) in state.world.destinations.iter() {
-        let Some(counters) = counters.destinations.get(id.index()) else { continue };
-        let connections = counters.active.get() + counters.inactive.get();
+        let connections = counters.flows_to(id);
         if known.configured || known.cut || connections == 0 {
             continue;
         }
@@ -485,8 +469,4 @@ fn cuts(state: &State, counters: &Counters) -> Vec<Change> {
         });
     }
     changes
-}
-
-pub(super) fn warning(finding: &Finding) -> OwnedFinding {
-    OwnedFinding::from(finding)
 }

@@ -1,15 +1,15 @@
 //! What a running director shows of itself.
 
 use super::state::State;
-use super::{Daemon, now, update};
+use super::{Daemon, now};
 use crate::control::admin::api::{
-    ConnectionView, Connections, Drop, Drops, Explained, FlowsView, RealView, ServiceView,
-    Services, Status,
+    ConnectionView, Connections, Drop, Drops, Explained, FlowsView, OwnedFinding, RealView,
+    ServiceView, Services, Status,
 };
 use crate::control::config::{Real, config_hash, services_hash};
 use crate::control::destinations::Known;
 use crate::control::explain::{self, Live, Question};
-use crate::control::finding::{Finding, Severity};
+use crate::control::finding::{self, Severity};
 use crate::control::metrics::{Reading, Seen};
 use crate::control::netlink::egress::RealPath;
 use crate::dataplane::conntrack::FlowRecord;
@@ -62,9 +62,7 @@ impl Daemon {
                 inactive += counters.inactive.get();
             }
         }
-        let config_warnings = state.config.warnings();
-        let mut warnings: Vec<Finding> =
-            config_warnings.into_iter().map(|w| Finding::warning(w.message, w.help)).collect();
+        let mut warnings = state.config.warnings();
         let conditions = state.conditions();
         let seen = state.findings.iter().chain(&conditions);
         warnings.extend(seen.filter(|f| f.severity != Severity::Note).cloned());
@@ -98,8 +96,8 @@ impl Daemon {
             dropped: self.counters.dropped.iter().map(|c| c.get()).sum(),
             ledger_balances: self.counters.ledger_balances(),
             worker_silence_ms: u64::try_from(silence).unwrap_or(u64::MAX),
-            warnings: warnings.iter().map(update::warning).collect(),
-            conditions: conditions.iter().map(update::warning).collect(),
+            warnings: warnings.iter().map(OwnedFinding::from).collect(),
+            conditions: conditions.iter().map(OwnedFinding::from).collect(),
         }
     }
 
@@ -110,8 +108,7 @@ impl Daemon {
         let mut findings = vec![(Seen::Config, Severity::Warning, config)];
         for (seen, found) in [(Seen::Start, &state.findings), (Seen::Now, &state.conditions())] {
             for severity in [Severity::Error, Severity::Warning] {
-                let count = found.iter().filter(|f| f.severity == severity).count() as u64;
-                findings.push((seen, severity, count));
+                findings.push((seen, severity, finding::count(found, severity) as u64));
             }
         }
         drop(state);

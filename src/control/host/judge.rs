@@ -337,7 +337,8 @@ fn mebibytes(bytes: u64) -> u64 {
 }
 
 /// Sizes of the region that `config` asks for.
-pub(super) fn geometry(config: &Config) -> Geometry {
+#[must_use]
+pub fn geometry(config: &Config) -> Geometry {
     Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY)
 }
 

@@ -7,7 +7,7 @@ pub mod judge;
 pub mod live;
 pub mod observe;
 
-pub use judge::{MemoryNeeds, judge, missing_capabilities, narrow_tap};
+pub use judge::{MemoryNeeds, geometry, judge, missing_capabilities, narrow_tap};
 pub use observe::{HostFacts, observe};
 
 pub(crate) use observe::capabilities;
