@@ -30,6 +30,20 @@ pub struct Candidate {
     pub load: Load,
 }
 
+impl Candidate {
+    /// Whether it has more active connections than its weight.
+    #[inline]
+    pub(super) fn overflows(&self) -> bool {
+        self.load.active > u64::from(self.weight)
+    }
+
+    /// Whether it has less to do for its weight than another.
+    #[inline]
+    pub(super) fn is_less_busy(self, other: Self) -> bool {
+        lighter((self.load.overhead(), self), (other.load.overhead(), other))
+    }
+}
+
 impl<'a> Candidates<'a> {
     /// Members without connections at the moment of boot: enough for schedulers that look at
     /// neither.
@@ -89,6 +103,6 @@ pub(super) fn least(
 
 /// Whether the first has less load for its weight than the second.
 #[inline]
-pub(super) fn lighter((a, one): (u64, Candidate), (b, other): (u64, Candidate)) -> bool {
+fn lighter((a, one): (u64, Candidate), (b, other): (u64, Candidate)) -> bool {
     u128::from(a) * u128::from(other.weight) < u128::from(b) * u128::from(one.weight)
 }

@@ -4,7 +4,7 @@
 
 use super::{
     Candidate, Candidates, Carried, Explanation, Load, Member, ProbeOutcome, Scheduler,
-    candidates::{least, lighter},
+    candidates::least,
     locality::{Locality, is_overloaded, least_of_all},
 };
 use crate::dataplane::hash::PlacementKey;
@@ -40,10 +40,8 @@ impl Lblcr {
         if self.locality.count(now) < 2 || !self.locality.is_settled(now) {
             return;
         }
-        let load = |candidate: Candidate| (Load::overhead(candidate.load), candidate);
-        let busiest = self
-            .set(candidates)
-            .reduce(|most, next| if lighter(load(most), load(next)) { next } else { most });
+        let busier = |most: Candidate, next| if most.is_less_busy(next) { next } else { most };
+        let busiest = self.set(candidates).reduce(busier);
         if let Some(busiest) = busiest {
             self.locality.remove(busiest.index, now);
         }

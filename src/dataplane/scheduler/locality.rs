@@ -108,5 +108,5 @@ pub(super) fn least_of_all(candidates: &Candidates<'_>) -> Option<Candidate> {
 /// and another has less than half of its own.
 pub(super) fn is_overloaded(candidate: &Candidate, candidates: &Candidates<'_>) -> bool {
     let half_free = |other: Candidate| other.load.active.saturating_mul(2) < other.weight.into();
-    candidate.load.active > u64::from(candidate.weight) && candidates.eligible().any(half_free)
+    candidate.overflows() && candidates.eligible().any(half_free)
 }

@@ -9,20 +9,16 @@ use super::{Candidate, Candidates, ProbeOutcome, by_load::Rule, fo::heaviest};
 /// The rule of `ovf`.
 pub(super) struct Ovf;
 
-fn overflows(candidate: &Candidate) -> bool {
-    candidate.load.active > u64::from(candidate.weight)
-}
-
 impl Rule for Ovf {
     const NAME: &'static str = "ovf";
 
     fn choose(candidates: &Candidates<'_>) -> Option<usize> {
-        let with_room = candidates.eligible().filter(|candidate| !overflows(candidate));
+        let with_room = candidates.eligible().filter(|candidate| !candidate.overflows());
         heaviest(with_room).map(|candidate| candidate.index)
     }
 
     fn passed_over(candidate: &Candidate) -> ProbeOutcome {
-        if overflows(candidate) { ProbeOutcome::Overflowing } else { ProbeOutcome::LowerWeight }
+        if candidate.overflows() { ProbeOutcome::Overflowing } else { ProbeOutcome::LowerWeight }
     }
 }
 

@@ -10,9 +10,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-use super::{
-    Candidate, Candidates, Carried, Explanation, Load, ProbeOutcome, Scheduler, candidates::lighter,
-};
+use super::{Candidate, Candidates, Carried, Explanation, ProbeOutcome, Scheduler};
 use crate::dataplane::hash::{HashKey, PlacementKey, stream};
 
 /// The `twos` scheduler of one service.
@@ -54,9 +52,7 @@ impl Twos {
 
     fn choose(&self, candidates: &Candidates<'_>) -> Option<usize> {
         let (first, second) = self.pair(candidates)?;
-        let overhead = |candidate: Candidate| (Load::overhead(candidate.load), candidate);
-        let second_wins = lighter(overhead(second), overhead(first));
-        Some(if second_wins { second.index } else { first.index })
+        Some(if second.is_less_busy(first) { second.index } else { first.index })
     }
 }
 
