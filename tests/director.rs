@@ -8,8 +8,6 @@ use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use adit::dataplane::{
     ids::RealId,
-    packet::ip_addr,
-    persistence::PersistenceEvent,
     scheduler::{Member, SchedulerKind},
     service::{DfPolicy, Ports, Protocol},
     snapshot::{Link, RealServer},
@@ -398,13 +396,7 @@ fn a_persistent_client_comes_back_unless_its_server_takes_no_new_flows() {
         world.advance(Duration::from_millis(300));
         let _ = world.receive(&Tcp::data(CLIENT, VIP, offset, b"x").frame());
     }
-    let Some(Event::Established { destination, client }) = world.shell.events.pop() else {
-        panic!("{:?}", world.shell.events);
-    };
-    let target = world.snapshot.destination(destination).unwrap();
-    let (policy, real) = (target.persistence.unwrap(), target.real);
-    let event = PersistenceEvent::established(&policy, ip_addr(&client), real, world.now);
-    world.persistence.record(&event);
+    world.remember_client();
     let reals_of = |world: &mut World, client: &str| -> HashSet<IpAddr> {
         let syn = |port| Tcp::syn(&format!("{client}:{port}"), VIP).frame();
         (41_000..41_010).map(|port| real_of(world, &syn(port)).unwrap()).collect()

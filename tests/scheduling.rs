@@ -7,11 +7,9 @@ mod world;
 use std::{collections::HashSet, net::IpAddr, time::Duration};
 
 use adit::dataplane::{
-    packet::ip_addr,
-    persistence::PersistenceEvent,
     scheduler::{Member, SchedulerFlag, SchedulerKind, Threshold},
     service::Protocol,
-    verdict::{DropReason, Event, ReplyTo, Verdict},
+    verdict::{DropReason, ReplyTo, Verdict},
 };
 use world::{ServiceSpec, World, frames, frames::Tcp, snapshot};
 
@@ -205,13 +203,7 @@ fn thresholds_hold_for_hashes_and_not_for_persistence() {
     }
     let mut world = World::new(snapshot(vec![full(&[]).persistent(600)]), 100);
     establish(&mut world, "192.0.2.7:1");
-    let Some(Event::Established { destination, client }) = world.shell.events.pop() else {
-        panic!("{:?}", world.shell.events);
-    };
-    let target = world.snapshot.destination(destination).unwrap();
-    let (policy, real) = (target.persistence.unwrap(), target.real);
-    let event = PersistenceEvent::established(&policy, ip_addr(&client), real, world.now);
-    world.persistence.record(&event);
+    world.remember_client();
     assert_eq!(server(&mut world, &Tcp::syn("192.0.2.7:2", VIP).frame()), Some(1), "kept there");
     assert_eq!(server(&mut world, &Tcp::syn("192.0.2.8:2", VIP).frame()), None, "new to it");
 }

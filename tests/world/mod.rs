@@ -20,8 +20,9 @@ use adit::dataplane::{
     fragments::Fragments,
     hash::{HashKey, PersistenceGroup},
     ids::{DestinationId, RealId, VipId},
+    packet::ip_addr,
     path_mtu::PathMtus,
-    persistence::PersistenceTable,
+    persistence::{PersistenceEvent, PersistenceTable},
     rate_limit::{RateLimiter, RateLimits},
     region::Entry,
     scheduler::{Member, SchedulerFlag, SchedulerKind, Threshold, table::TableCache},
@@ -304,6 +305,18 @@ impl World {
     /// Gives a frame from the TAP to the core; all sends succeed.
     pub fn receive(&mut self, frame: &[u8]) -> Outcome {
         self.receive_with(Source::Tap, frame, SendResult::Sent)
+    }
+
+    /// Does what control does with the newest event, that a flow is established: its client is
+    /// remembered.
+    pub fn remember_client(&mut self) {
+        let Some(Event::Established { destination, client }) = self.shell.events.pop() else {
+            panic!("{:?}", self.shell.events);
+        };
+        let target = self.snapshot.destination(destination).unwrap();
+        let (policy, real) = (target.persistence.unwrap(), target.real);
+        let event = PersistenceEvent::established(&policy, ip_addr(&client), real, self.now);
+        self.persistence.record(&event);
     }
 
     /// Lets timers run at the present time.
