@@ -149,11 +149,11 @@ pub(super) fn of_files(config: &Config) -> (Vec<Finding>, Option<String>) {
 }
 
 fn placement_tables(config: &Config) -> Vec<PlacementTable> {
-    let services = config.services.iter().filter(|s| s.scheduler.has_table());
+    let services = config.services.iter();
     services
         .filter_map(|service| {
             let members = service.reals.len();
-            let slots = table_size(members).ok()?;
+            let slots = service.table_size()?;
             // The first size that holds one more member is where this one ends.
             let members_max = (members..=MEMBERS_MAX).take_while(|n| table_size(*n) == Ok(slots));
             let members_max = members_max.last().unwrap_or(members);

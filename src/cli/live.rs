@@ -109,12 +109,8 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
         let Services { services } = client.ask(Method::GET, "/v1/services").await?;
         Ok((status, services))
     })?;
-    if let Some(name) = &args.service {
-        services.retain(|s| s.name == *name);
-        if services.is_empty() {
-            output::error(&format!("there is no service {name}"));
-            return Ok(Outcome::Refused);
-        }
+    if !only_asked(&mut services, args) {
+        return Ok(Outcome::Refused);
     }
     if global.json {
         output::json(&Listing { status, services });
@@ -154,6 +150,16 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
         output::raw(path_table(&services).as_bytes());
     }
     Ok(Outcome::Fine)
+}
+
+/// Keeps the service that was asked for, if one was. `false`, and said so, where there is none.
+pub(super) fn only_asked(services: &mut Vec<ServiceView>, args: &ListArgs) -> bool {
+    let Some(name) = &args.service else { return true };
+    services.retain(|s| s.name == *name);
+    if services.is_empty() {
+        output::error(&format!("there is no service {name}"));
+    }
+    !services.is_empty()
 }
 
 /// How the packet loop does.

@@ -1,6 +1,6 @@
 //! `adit list --rate`: what happens per second, from two readings of the counters.
 
-use super::live::{ListArgs, real_endpoint, service_line};
+use super::live::{ListArgs, only_asked, real_endpoint, service_line};
 use super::output::{self, TextTable};
 use super::{CommandError, Global, Outcome, converse};
 use crate::control::admin::api::{ServiceView, Services};
@@ -139,8 +139,7 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
     let watch = args.watch;
     converse(global, |client| async move {
         let mut before = read(&client, service).await?;
-        if let (Some(name), true) = (service, before.services.is_empty()) {
-            output::error(&format!("there is no service {name}"));
+        if !only_asked(&mut before.services, args) {
             return Ok(Outcome::Refused);
         }
         loop {
@@ -166,42 +165,20 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::admin::api::RealView;
+    use crate::control::admin::api::{RealView, sample};
 
     fn service(counts: &[(&str, u64)]) -> ServiceView {
         let real = |(address, count): &(&str, u64)| RealView {
-            address: address.parse().unwrap(),
-            weight: 1,
-            effective_weight: 1,
-            max_connections: None,
-            min_connections: None,
-            state: "up".to_owned(),
             counters: DestinationReading {
                 connections: *count,
                 packets: 10 * count,
                 bytes: 1000 * count,
                 ..DestinationReading::default()
             },
-            source: None,
-            interface: None,
-            next_hop: None,
-            egress: "direct".to_owned(),
-            link_mtu: 1500,
-            path_mtu: 1500,
+            ..sample::real(address)
         };
-        ServiceView {
-            name: "db".to_owned(),
-            vip: "192.0.2.1".parse().unwrap(),
-            ports: "5432".to_owned(),
-            protocol: "tcp".to_owned(),
-            scheduler: "rr".to_owned(),
-            scheduler_flags: Vec::new(),
-            one_packet: false,
-            table_size: None,
-            persistence_seconds: None,
-            configured: true,
-            reals: counts.iter().map(real).collect(),
-        }
+        let reals = counts.iter().map(real).collect();
+        ServiceView { scheduler: "rr".to_owned(), ..sample::service("db", "192.0.2.1", reals) }
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use super::admin::api::Change;
 use super::config::{Config, Persistence, Service};
-use crate::dataplane::scheduler::table::table_size;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -147,9 +146,7 @@ fn service_changes(
         push("df differs".to_owned(), "holds for the next packet of every connection", all);
     }
     real_changes(old, new, leaving, flows, &mut push);
-    let size =
-        |s: &Service| s.scheduler.has_table().then(|| table_size(s.reals.len()).ok()).flatten();
-    if let (Some(before), Some(after)) = (size(old), size(new))
+    if let (Some(before), Some(after)) = (old.table_size(), new.table_size())
         && before != after
     {
         push(

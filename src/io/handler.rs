@@ -77,7 +77,7 @@ pub trait Handler {
 }
 
 /// What the engine itself counts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct IoCounters {
     /// Batches of completions.
     pub batches: u64,
@@ -87,7 +87,8 @@ pub struct IoCounters {
     pub source_frames: u64,
     /// Times that a receive socket reported an error (interface down, for example).
     pub source_errors: u64,
-    /// Times that reading stopped because all slots were in use.
+    /// Times that reading the TAP stopped because all slots were in use. What comes meanwhile waits
+    /// in the TAP's queue, and is lost there once that is full.
     pub out_of_slots: u64,
     /// Times that the multishot read was armed.
     pub armed: u64,

@@ -39,8 +39,8 @@ pub struct Status {
     pub engine_reason: String,
     /// How the kernel agreed to run the worker's ring.
     pub ring: String,
-    /// What the worker's engine counts.
-    pub io: IoView,
+    /// What the worker's engine counts, as of its last sign of life.
+    pub io: IoCounters,
     /// The error of the last send that failed otherwise than by a full queue, if one ever did.
     pub last_send_error: Option<String>,
     /// Slots of the flow table.
@@ -97,32 +97,6 @@ impl FlowsView {
             closing_fin: of(Class::ClosingFin),
             closing_rst: of(Class::ClosingRst),
         }
-    }
-}
-
-/// What the worker's engine counts, as of its last sign of life.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct IoView {
-    /// Batches of completions.
-    pub batches: u64,
-    /// Frames from the TAP.
-    pub tap_frames: u64,
-    /// Frames from neighbour and error sockets.
-    pub source_frames: u64,
-    /// Times that a receive socket reported an error.
-    pub source_errors: u64,
-    /// Times that reading the TAP stopped because all buffers were in use. What comes meanwhile
-    /// waits in the TAP's queue, and is lost there once that is full.
-    pub out_of_slots: u64,
-    /// Times that the multishot read was armed.
-    pub armed: u64,
-}
-
-impl From<IoCounters> for IoView {
-    fn from(counters: IoCounters) -> Self {
-        let IoCounters { batches, tap_frames, source_frames, source_errors, out_of_slots, armed } =
-            counters;
-        IoView { batches, tap_frames, source_frames, source_errors, out_of_slots, armed }
     }
 }
 
@@ -198,7 +172,8 @@ pub struct RealView {
     /// Connections below which it takes new ones again, given or by default.
     #[serde(default)]
     pub min_connections: Option<u32>,
-    /// `up`, `overloaded` (it has as many connections as it may), `drained` (weight 0) or `draining` (taken out of the configuration).
+    /// `up`, `overloaded` (it has as many connections as it may), `drained` (weight 0) or
+    /// `draining` (taken out of the configuration).
     pub state: String,
     /// Flows and traffic since it was configured.
     pub counters: DestinationReading,
@@ -334,4 +309,75 @@ pub struct ErrorBody {
     /// The mistakes as `adit check` draws them.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub drawn: String,
+}
+
+/// Views for tests: of a director without a complaint and without traffic.
+#[cfg(test)]
+pub(crate) mod sample {
+    use super::*;
+
+    pub(crate) fn status() -> Status {
+        Status {
+            version: String::new(),
+            pid: 0,
+            start_time_seconds: 0,
+            uptime_seconds: 0,
+            config_file: String::new(),
+            config_hash: String::new(),
+            services_hash: String::new(),
+            key_fingerprint: String::new(),
+            tap: "adit0".to_owned(),
+            interface: "eth0".to_owned(),
+            engine: String::new(),
+            engine_reason: String::new(),
+            ring: String::new(),
+            io: IoCounters::default(),
+            last_send_error: None,
+            max_connections: 0,
+            active: 0,
+            inactive: 0,
+            flows: FlowsView::default(),
+            adopted: 0,
+            totals: WorkerReading::default(),
+            dropped: 0,
+            ledger_balances: true,
+            worker_silence_ms: 0,
+            warnings: Vec::new(),
+            conditions: Vec::new(),
+        }
+    }
+
+    pub(crate) fn service(name: &str, vip: &str, reals: Vec<RealView>) -> ServiceView {
+        ServiceView {
+            name: name.to_owned(),
+            vip: vip.parse().unwrap(),
+            ports: "5432".to_owned(),
+            protocol: "tcp".to_owned(),
+            scheduler: "maglev".to_owned(),
+            scheduler_flags: Vec::new(),
+            one_packet: false,
+            table_size: None,
+            persistence_seconds: None,
+            configured: true,
+            reals,
+        }
+    }
+
+    pub(crate) fn real(address: &str) -> RealView {
+        RealView {
+            address: address.parse().unwrap(),
+            weight: 100,
+            effective_weight: 100,
+            max_connections: None,
+            min_connections: None,
+            state: "up".to_owned(),
+            counters: DestinationReading::default(),
+            source: None,
+            interface: None,
+            next_hop: None,
+            egress: "direct".to_owned(),
+            link_mtu: 1500,
+            path_mtu: 1500,
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::control::runtime;
 use crate::dataplane::service::Protocol;
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -306,17 +306,11 @@ async fn reload(query: &str, daemon: &Rc<Daemon>) -> Result<Response<Body>, Refu
 }
 
 fn stream(body: CaptureBody) -> Response<Body> {
-    let mut response = Response::new(Either::Right(body));
-    let kind = hyper::header::HeaderValue::from_static("application/vnd.tcpdump.pcap");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
+    respond(StatusCode::OK, "application/vnd.tcpdump.pcap", Either::Right(body))
 }
 
 fn metrics(text: String) -> Response<Body> {
-    let mut response = Response::new(Either::Left(Full::new(Bytes::from(text))));
-    let kind = hyper::header::HeaderValue::from_static(metrics::CONTENT_TYPE);
-    response.headers_mut().insert(CONTENT_TYPE, kind);
-    response
+    respond(StatusCode::OK, metrics::CONTENT_TYPE, Either::Left(Full::new(Bytes::from(text))))
 }
 
 fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Body> {
@@ -326,9 +320,17 @@ fn json<T: Serialize>(status: StatusCode, value: &T) -> Response<Body> {
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string().into_bytes()),
     };
     text.push(b'\n');
-    let mut response = Response::new(Either::Left(Full::new(Bytes::from(text))));
+    respond(status, "application/json", Either::Left(Full::new(Bytes::from(text))))
+}
+
+/// An answer of this type.
+pub(in crate::control) fn respond<B>(
+    status: StatusCode,
+    kind: &'static str,
+    body: B,
+) -> Response<B> {
+    let mut response = Response::new(body);
     *response.status_mut() = status;
-    let kind = hyper::header::HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }

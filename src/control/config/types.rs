@@ -3,6 +3,7 @@
 use crate::control::finding::Finding;
 use crate::dataplane::scheduler::SchedulerFlag;
 pub use crate::dataplane::scheduler::SchedulerKind as Scheduler;
+use crate::dataplane::scheduler::table::table_size;
 use serde::{Serialize, Serializer};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -233,6 +234,15 @@ pub struct Real {
     /// `max_connections`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_connections: Option<u32>,
+}
+
+impl Service {
+    /// Slots of its placement table, where its scheduler has one.
+    #[must_use]
+    pub fn table_size(&self) -> Option<u32> {
+        let size = || table_size(self.reals.len()).ok();
+        self.scheduler.has_table().then(size).flatten()
+    }
 }
 
 impl Config {

@@ -18,7 +18,6 @@ use crate::dataplane::ids::DestinationId;
 use crate::dataplane::packet::{self, protocol};
 use crate::dataplane::persistence::PersistenceKey;
 use crate::dataplane::scheduler::Threshold;
-use crate::dataplane::scheduler::table::table_size;
 use crate::dataplane::verdict::DropReason;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -85,7 +84,7 @@ impl Daemon {
             engine: self.engine.engine.to_string(),
             engine_reason: self.engine.reason.clone(),
             ring: self.ring.to_owned(),
-            io: self.worker.io_counters().into(),
+            io: self.worker.io_counters(),
             last_send_error: self.worker.last_send_error().map(|errno| errno.to_string()),
             max_connections: director.max_connections,
             active,
@@ -121,8 +120,6 @@ impl Daemon {
         let paths = paths(&state);
         let mut services = Vec::new();
         for service in &state.config.services {
-            let has_table = service.scheduler.has_table();
-            let table_size = has_table.then(|| table_size(service.reals.len()).ok()).flatten();
             let known = state.world.destinations.iter().filter(|(_, k)| !k.idle);
             let mut reals: Vec<RealView> = known
                 .filter(|(_, k)| k.key.service == service.name)
@@ -143,7 +140,7 @@ impl Daemon {
                 scheduler: service.scheduler.to_string(),
                 scheduler_flags: service.scheduler_flags.iter().map(ToString::to_string).collect(),
                 one_packet: service.one_packet,
-                table_size,
+                table_size: service.table_size(),
                 persistence_seconds: service.persistence.as_ref().map(|p| p.timeout.as_secs()),
                 configured: true,
                 reals,

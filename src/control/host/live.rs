@@ -242,74 +242,18 @@ fn strangers(live: &LiveState, findings: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::admin::api::FlowsView;
+    use crate::control::admin::api::sample;
     use crate::control::finding::Severity;
     use crate::control::netlink::egress::{RealPath, Survey};
     use crate::control::netlink::links::Link;
-    use crate::dataplane::counters::{DestinationReading, WorkerReading};
-    use crate::io::IoCounters;
     use std::net::IpAddr;
 
     const REAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
 
     /// A director without a complaint.
     fn good() -> (LiveState, HostFacts) {
-        let real = RealView {
-            address: REAL,
-            weight: 100,
-            effective_weight: 100,
-            max_connections: None,
-            min_connections: None,
-            state: "up".into(),
-            counters: DestinationReading::default(),
-            source: None,
-            interface: None,
-            next_hop: Some(REAL),
-            egress: "direct".into(),
-            link_mtu: 1500,
-            path_mtu: 1500,
-        };
-        let service = ServiceView {
-            name: "db".into(),
-            vip: IpAddr::from([192, 0, 2, 1]),
-            ports: "5432".into(),
-            protocol: "tcp".into(),
-            scheduler: "maglev".into(),
-            scheduler_flags: Vec::new(),
-            one_packet: false,
-            table_size: None,
-            persistence_seconds: None,
-            configured: true,
-            reals: vec![real],
-        };
-        let status = Status {
-            version: String::new(),
-            pid: 1,
-            start_time_seconds: 0,
-            uptime_seconds: 60,
-            config_file: String::new(),
-            config_hash: String::new(),
-            services_hash: String::new(),
-            key_fingerprint: String::new(),
-            tap: "adit0".into(),
-            interface: "eth0".into(),
-            engine: String::new(),
-            engine_reason: String::new(),
-            ring: String::new(),
-            io: IoCounters::default().into(),
-            last_send_error: None,
-            max_connections: 100,
-            active: 0,
-            inactive: 0,
-            flows: FlowsView::default(),
-            adopted: 0,
-            totals: WorkerReading::default(),
-            dropped: 0,
-            ledger_balances: true,
-            worker_silence_ms: 50,
-            warnings: Vec::new(),
-            conditions: Vec::new(),
-        };
+        let service = sample::service("db", "192.0.2.1", vec![sample::real(&REAL.to_string())]);
+        let status = Status { max_connections: 100, worker_silence_ms: 50, ..sample::status() };
         let path = RealPath {
             address: REAL,
             source: None,

@@ -2,9 +2,10 @@
 
 use super::Reading;
 use super::families::{Families, Label, alone};
-use crate::control::admin::api::{Drop, FlowsView, IoView, Status};
+use crate::control::admin::api::{Drop, FlowsView, Status};
 use crate::dataplane::conntrack::Class;
 use crate::dataplane::counters::WorkerReading;
+use crate::io::IoCounters;
 use std::fmt;
 
 /// The label of what one worker counts. There is one worker.
@@ -268,11 +269,11 @@ fn worker(totals: &WorkerReading, families: &mut Families<'_>) -> fmt::Result {
 }
 
 fn engine_counters(
-    io: &IoView,
+    io: &IoCounters,
     last_send_error: Option<&str>,
     families: &mut Families<'_>,
 ) -> fmt::Result {
-    let IoView { batches, tap_frames, source_frames, source_errors, out_of_slots, armed } = *io;
+    let IoCounters { batches, tap_frames, source_frames, source_errors, out_of_slots, armed } = *io;
     for (name, help, value) in [
         ("adit_io_batches_total", "Batches of completions.", batches),
         ("adit_io_tap_frames_total", "Frames read from the TAP.", tap_frames),

@@ -4,12 +4,13 @@
 //! conversations, of their time, of renderings a second and so of what waits to be read.
 
 use super::{CONTENT_TYPE, Compat, exposition};
+use crate::control::admin::server::respond;
 use crate::control::daemon::{Daemon, now};
 use crate::control::runtime;
 use crate::dataplane::time::Time;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE as CONTENT_TYPE_HEADER, HeaderValue};
+use hyper::header::{ALLOW, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -145,18 +146,11 @@ fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
         return response;
     }
     match Compat::asked_by(request.uri().query().unwrap_or_default()) {
-        Ok(compat) => text(StatusCode::OK, CONTENT_TYPE, pages.get(compat)),
+        Ok(compat) => respond(StatusCode::OK, CONTENT_TYPE, Full::new(pages.get(compat))),
         Err(error) => refusal(StatusCode::BAD_REQUEST, &error.to_string()),
     }
 }
 
 fn refusal(status: StatusCode, said: &str) -> Response<Full<Bytes>> {
-    text(status, "text/plain; charset=utf-8", Bytes::from(format!("{said}\n")))
-}
-
-fn text(status: StatusCode, kind: &'static str, body: Bytes) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE_HEADER, HeaderValue::from_static(kind));
-    response
+    respond(status, "text/plain; charset=utf-8", Full::new(Bytes::from(format!("{said}\n"))))
 }

@@ -2,10 +2,9 @@
 
 use super::*;
 use crate::control::admin::api::{
-    Drop, FlowsView, IoView, OwnedFinding, RealView, ServiceView, Services, Status,
+    Drop, OwnedFinding, RealView, ServiceView, Services, Status, sample,
 };
 use crate::control::netlink::egress::KernelReason;
-use crate::dataplane::counters::{DestinationReading, WorkerReading};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -16,35 +15,23 @@ use std::path::Path;
 fn real(address: &str, state: &str, egress: &str) -> RealView {
     let word = |word: &str| Some(format!("{word}-{state}"));
     RealView {
-        address: address.parse().unwrap(),
-        weight: 0,
-        effective_weight: 0,
         max_connections: Some(0),
         min_connections: Some(0),
         state: state.to_owned(),
-        counters: DestinationReading::default(),
         source: "10.0.0.1".parse().ok(),
         interface: word("eth"),
         next_hop: "10.0.0.254".parse().ok(),
         egress: egress.to_owned(),
-        link_mtu: 0,
-        path_mtu: 0,
+        ..sample::real(address)
     }
 }
 
 fn service(name: &str, vip: &str, configured: bool, reals: Vec<RealView>) -> ServiceView {
     ServiceView {
-        name: name.to_owned(),
-        vip: vip.parse().unwrap(),
-        ports: "5432".to_owned(),
-        protocol: "tcp".to_owned(),
-        scheduler: "maglev".to_owned(),
-        scheduler_flags: Vec::new(),
-        one_packet: false,
         table_size: Some(0),
         persistence_seconds: Some(0),
         configured,
-        reals,
+        ..sample::service(name, vip, reals)
     }
 }
 
@@ -52,42 +39,20 @@ fn status() -> Status {
     let word = |word: &str| word.to_owned();
     Status {
         version: word("9.9.9"),
-        pid: 0,
-        start_time_seconds: 0,
-        uptime_seconds: 0,
         config_file: word("/etc/adit/a \"b\" \\ c\nd.toml"),
         config_hash: word("c0"),
         services_hash: word("50"),
         key_fingerprint: word("f0"),
-        tap: word("adit0"),
-        interface: word("eth0"),
         engine: word("poll"),
         engine_reason: word("as asked"),
         ring: word("single-issuer"),
-        io: IoView {
-            batches: 0,
-            tap_frames: 0,
-            source_frames: 0,
-            source_errors: 0,
-            out_of_slots: 0,
-            armed: 0,
-        },
         last_send_error: Some(word("EPERM")),
-        max_connections: 0,
-        active: 0,
-        inactive: 0,
-        flows: FlowsView::default(),
-        adopted: 0,
-        totals: WorkerReading::default(),
-        dropped: 0,
-        ledger_balances: true,
-        worker_silence_ms: 0,
         warnings: vec![OwnedFinding {
             severity: word("warning"),
             message: word("m"),
             help: word("h"),
         }],
-        conditions: Vec::new(),
+        ..sample::status()
     }
 }
 
