@@ -157,7 +157,10 @@ async fn load(script: &str) -> Result<(), FirewallError> {
 }
 
 /// Runs `nft` to its end, which comes in time or is brought about.
-async fn nft(words: &[&str], input: &str) -> Result<Output, FirewallError> {
+///
+/// # Errors
+/// When it is missing or stalls.
+pub(super) async fn nft(words: &[&str], input: &str) -> Result<Output, FirewallError> {
     let mut nft = Command::new("nft")
         .args(words)
         .stdin(Stdio::piped())

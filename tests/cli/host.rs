@@ -119,13 +119,13 @@ fn a_start_without_its_socket_leaves_the_host_alone() {
     assert_untouched(&lab);
 }
 
-/// Starts a director whose nft lets a change of rules wait in its middle: the first one that finds the
-/// first of the returned files, for as long as the second is there.
-fn start_with_slow_nft(lab: &mut Lab) -> (PathBuf, PathBuf) {
+/// Makes an nft that lets a call wait whose first word is `option`: the first one that finds the first
+/// of the returned files, for as long as the second is there. Last the PATH on which it is found.
+fn slow_nft(lab: &Lab, option: &str) -> (PathBuf, PathBuf, String) {
     let (hold, held) = (lab.file("hold"), lab.file("held"));
     let path = std::env::var("PATH").unwrap();
     let script = format!(
-        "#!/bin/sh\nif [ $1 = -f ] && mv {0} {1} 2>/dev/null; then while [ -e {1} ]; do sleep 0.1; done; fi\n\
+        "#!/bin/sh\nif [ $1 = {option} ] && mv {0} {1} 2>/dev/null; then while [ -e {1} ]; do sleep 0.1; done; fi\n\
          PATH={path} exec nft \"$@\"\n",
         hold.display(),
         held.display(),
@@ -135,8 +135,28 @@ fn start_with_slow_nft(lab: &mut Lab) -> (PathBuf, PathBuf) {
     std::fs::write(programs.join("nft"), script).unwrap();
     let executable = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(programs.join("nft"), executable).unwrap();
-    lab.start_with(&[("PATH", &format!("{}:{path}", programs.display()))]);
+    (hold, held, format!("{}:{path}", programs.display()))
+}
+
+/// Starts a director whose changes of rules can be held up: see [`slow_nft`].
+fn start_with_slow_nft(lab: &mut Lab) -> (PathBuf, PathBuf) {
+    let (hold, held, path) = slow_nft(lab, "-f");
+    lab.start_with(&[("PATH", &path)]);
     (hold, held)
+}
+
+#[test]
+fn rules_that_cannot_be_listed_delay_no_stop() {
+    let Some(mut lab) = lab() else { return };
+    lab.configure(THREE);
+    // What the look at the host's firewall asks, after the start.
+    let (hold, held, path) = slow_nft(&lab, "-j");
+    std::fs::write(&hold, "").unwrap();
+    lab.start_with(&[("PATH", &path)]);
+    eventually("the firewall is looked at", || held.exists().then_some(()));
+    assert_eq!(lab.end(Signal::SIGTERM), Some(0), "{}", lab.log());
+    assert!(held.exists(), "only when nft had ended");
+    assert_untouched(&lab);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The chains of other people's firewalls that packets of a director pass.
 
+use crate::control::firewall::{FirewallError, nft};
 use serde_json::Value;
 use std::io;
 use std::process::Command;
@@ -42,9 +43,12 @@ impl HookChain {
 /// The base chains of nftables (iptables-nft's are among them).
 ///
 /// # Errors
-/// When `nft` cannot be run or refuses.
-pub fn nft_chains() -> io::Result<Vec<HookChain>> {
-    let output = Command::new("nft").args(["-j", "list", "ruleset"]).output()?;
+/// When `nft` cannot be run, refuses or stalls.
+pub async fn nft_chains() -> io::Result<Vec<HookChain>> {
+    let listed = nft(&["-j", "list", "ruleset"], "").await;
+    let output = listed.map_err(|error| {
+        if let FirewallError::Start(error) = error { error } else { io::Error::other(error) }
+    })?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         return Err(io::Error::other(said));
@@ -162,6 +166,7 @@ fn parse_nft(json: &[u8]) -> Result<Vec<HookChain>, serde_json::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::runtime;
     use crate::control::testing::{own_network, run};
 
     #[test]
@@ -177,7 +182,7 @@ mod tests {
         run("nft add rule inet filter forward ct state established accept");
         run("nft add rule inet filter forward jump ours");
         run("nft add chain inet filter out { type filter hook output priority 0 ; }");
-        let chains = nft_chains().unwrap();
+        let chains = runtime::block_on(nft_chains()).unwrap().unwrap();
         assert_eq!(chains.len(), 2, "{chains:?}");
         let forward = chains.iter().find(|c| c.hook == Hook::Forward).unwrap();
         assert_eq!(forward.name, "inet filter forward");
@@ -187,10 +192,20 @@ mod tests {
         assert!(output.seems_to_accept(&words), "no policy: accept");
 
         run("nft add rule inet filter ours oifname adit0 accept");
-        let forward = nft_chains().unwrap().into_iter().find(|c| c.hook == Hook::Forward).unwrap();
+        let forward = runtime::block_on(nft_chains())
+            .unwrap()
+            .unwrap()
+            .into_iter()
+            .find(|c| c.hook == Hook::Forward)
+            .unwrap();
         assert!(forward.seems_to_accept(&words), "an accept behind a jump counts");
         run("nft add rule inet filter out drop");
-        let output = nft_chains().unwrap().into_iter().find(|c| c.hook == Hook::Output).unwrap();
+        let output = runtime::block_on(nft_chains())
+            .unwrap()
+            .unwrap()
+            .into_iter()
+            .find(|c| c.hook == Hook::Output)
+            .unwrap();
         assert!(!output.seems_to_accept(&words), "a last drop is as good as a policy");
     }
 

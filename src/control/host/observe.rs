@@ -77,10 +77,15 @@ pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
     let director = &config.director;
     let sources = FixedSources { v4: config.tunnel.source_v4, v6: config.tunnel.source_v6 };
     let for_local = config.clone();
-    // Runs programs and reads files, which may take a while: beside the runtime.
+    // Reads files and may run a program, which takes a while: beside the runtime.
     let mut facts = tokio::task::spawn_blocking(move || local(&for_local))
         .await
         .map_err(|error| NetlinkError::new("cannot look at the host", io::Error::other(error)))?;
+    match firewall::nft_chains().await {
+        Ok(chains) => facts.chains = chains,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => facts.nft_missing = true,
+        Err(error) => facts.chains_unseen = Some(error.to_string()),
+    }
     facts.interface = netlink.link_by_name(&director.interface).await?;
     facts.tap = netlink.link_by_name(&director.tap).await?;
     facts.survey = netlink.survey(&config.real_addresses(), sources).await?;
@@ -109,11 +114,6 @@ fn local(config: &Config) -> HostFacts {
     };
     let forwarding =
         |family: &str, name: &str| flag(&format!("net/{family}/conf/{name}/forwarding"));
-    let (chains, nft_missing, chains_unseen) = match firewall::nft_chains() {
-        Ok(chains) => (chains, false, None),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => (Vec::new(), true, None),
-        Err(error) => (Vec::new(), false, Some(error.to_string())),
-    };
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK);
     let missing = |group: &String| matches!(nix::unistd::Group::from_name(group), Ok(None));
     HostFacts {
@@ -128,10 +128,7 @@ fn local(config: &Config) -> HostFacts {
         rp_filter_interface: maximum("all", interface),
         rp_filter_new: maximum("all", "default"),
         bridge_netfilter: flag("net/bridge/bridge-nf-call-iptables"),
-        chains,
-        chains_unseen,
         legacy_forward: firewall::legacy_chains(),
-        nft_missing,
         tun_refused: fs::OpenOptions::new()
             .read(true)
             .write(true)
