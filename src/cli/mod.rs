@@ -4,6 +4,7 @@ mod check;
 mod doctor;
 mod explain;
 mod generate;
+mod import;
 mod live;
 mod logging;
 mod metrics;
@@ -96,6 +97,11 @@ pub enum Command {
     ///
     /// Direct egress may be invisible to tcpdump on this host; this is not.
     Capture(live::CaptureArgs),
+    /// Make a configuration of what IPVS or keepalived was told.
+    ///
+    /// What has no equal is reported, with its line and what to do instead; nothing is dropped
+    /// silently.
+    Import(import::ImportArgs),
     /// Show the version, and the configuration's hash where there is one.
     Version,
     /// Print a completion script for a shell.
@@ -125,6 +131,20 @@ pub enum CommandError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The file to import cannot be read.
+    #[error("cannot read {path}: {source}")]
+    ReadImport {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file to write to is there already.
+    #[error("{0} is there already; --force overwrites it")]
+    Exists(PathBuf),
+    /// Nothing could be imported.
+    #[error(transparent)]
+    Import(#[from] crate::control::import::ImportError),
     /// The configuration has errors.
     #[error("{path} is refused, see above", path = .0.file())]
     Config(Box<ConfigErrors>),
@@ -173,6 +193,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, CommandError> {
         Command::Drops(args) => live::drops(&args, &global),
         Command::Metrics(args) => metrics::run(&args, &global),
         Command::Capture(args) => live::capture(&args, &global),
+        Command::Import(args) => import::run(&args, &global),
         Command::Version => version::run(&global),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),

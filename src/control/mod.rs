@@ -13,6 +13,7 @@ pub mod finding;
 pub mod firewall;
 pub mod flow_region;
 pub mod host;
+pub mod import;
 pub mod metrics;
 pub mod netlink;
 pub mod runtime;

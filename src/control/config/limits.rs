@@ -13,7 +13,7 @@ pub const DEFAULT_SOCKET: &str = "/run/adit/adit.sock";
 
 /// Longest file that is read. A service takes about 300 bytes and a real server 50, so this holds
 /// more than the table limits below allow.
-pub(super) const MAX_CONFIG_BYTES: usize = 16 << 20;
+pub(in crate::control) const MAX_CONFIG_BYTES: usize = 16 << 20;
 /// More syntax errors than this are the same mistake seen again.
 pub(super) const MAX_SYNTAX_ERRORS: usize = 10;
 
@@ -32,7 +32,7 @@ pub(super) const MAX_NAME: usize = 63;
 pub(super) const MAX_SOCKET_PATH: usize = 107;
 
 /// The interface's name in the examples of LVS and of this project.
-pub(super) const DEFAULT_TAP: &str = "adit0";
+pub(in crate::control) const DEFAULT_TAP: &str = "adit0";
 /// A million sessions, in 64 bytes each plus index: about 80 MiB.
 pub(super) const DEFAULT_MAX_CONNECTIONS: u32 = 1_000_000;
 /// Fewer than 1024 flows is a test; more than 2^27 is 8 GiB of slots.
@@ -46,7 +46,7 @@ pub(super) const TAP_QUEUE: RangeInclusive<u32> = 64..=65_536;
 pub(super) const MTU: RangeInclusive<u16> = 1280..=9216;
 
 /// Weights as IPVS takes them; 0 means drained.
-pub(super) const WEIGHT: RangeInclusive<u16> = 0..=65_535;
+pub(in crate::control) const WEIGHT: RangeInclusive<u16> = 0..=65_535;
 /// The weight of a real server that names none. The same as in the examples, so that a list
 /// where only some name a weight is still even.
 pub(super) const DEFAULT_WEIGHT: u16 = 100;
@@ -61,12 +61,12 @@ pub(super) const DEFAULT_TTL: u8 = 64;
 pub(super) const TTL: RangeInclusive<u8> = 1..=255;
 
 /// A duration's default and the range that makes sense.
-pub(super) struct DurationBounds {
-    pub(super) default: Duration,
-    pub(super) least: Duration,
-    pub(super) most: Duration,
+pub(in crate::control) struct DurationBounds {
+    pub(in crate::control) default: Duration,
+    pub(in crate::control) least: Duration,
+    pub(in crate::control) most: Duration,
     /// Why the range ends where it ends.
-    pub(super) reason: &'static str,
+    pub(in crate::control) reason: &'static str,
 }
 
 const fn seconds(n: u64) -> Duration {
@@ -85,14 +85,14 @@ pub(super) const TCP_UNPROVEN: DurationBounds = DurationBounds {
     most: seconds(600),
     reason: "a flow that never carries data does not earn a longer stay",
 };
-pub(super) const TCP_ESTABLISHED: DurationBounds = DurationBounds {
+pub(in crate::control) const TCP_ESTABLISHED: DurationBounds = DurationBounds {
     // RFC 5382 REQ-5 asks for 2 h 4 min, Linux sends its first keepalive after 2 h.
     default: seconds(2 * 3600 + 15 * 60),
     least: seconds(60),
     most: seconds(7 * 86_400),
     reason: "idle database sessions live for hours; after a week without a packet nobody is there",
 };
-pub(super) const TCP_FIN: DurationBounds = DurationBounds {
+pub(in crate::control) const TCP_FIN: DurationBounds = DurationBounds {
     // Twice the maximum segment lifetime in use (RFC 9293 section 3.4.2 says 2 min, Linux 60 s).
     default: seconds(120),
     least: seconds(1),
@@ -105,14 +105,14 @@ pub(super) const TCP_RST: DurationBounds = DurationBounds {
     most: seconds(600),
     reason: "a reset session only waits for late segments",
 };
-pub(super) const UDP: DurationBounds = DurationBounds {
+pub(in crate::control) const UDP: DurationBounds = DurationBounds {
     // RFC 4787 REQ-5 recommends five minutes.
     default: seconds(300),
     least: seconds(1),
     most: seconds(86_400),
     reason: "UDP has no end of its own, so an entry must not stay for days",
 };
-pub(super) const PERSISTENCE: DurationBounds = DurationBounds {
+pub(in crate::control) const PERSISTENCE: DurationBounds = DurationBounds {
     // What IPVS takes by default (`ipvsadm -p`).
     default: seconds(300),
     least: seconds(1),

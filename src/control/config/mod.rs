@@ -23,10 +23,17 @@ pub use hash_key::{HashKeyError, HashKeyOrigin, LoadedKey};
 pub use limits::{
     DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS, MAX_SERVICES, MAX_VIPS,
 };
+pub(super) use limits::{
+    DEFAULT_TAP, DurationBounds, MAX_CONFIG_BYTES, PERSISTENCE, TCP_ESTABLISHED, TCP_FIN, UDP,
+    WEIGHT,
+};
 pub use types::{
     Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Persistence, Ports,
     Protocol, Real, Scheduler, Service, Timeouts, Tunnel, TunnelKind,
 };
+
+pub(super) use sections::interface_name;
+pub(super) use service::{label, not_unicast};
 
 use reader::{Problems, Table};
 use std::path::PathBuf;

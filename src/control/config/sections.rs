@@ -239,7 +239,10 @@ fn limits(table: Option<Table<'_>>) -> Limits {
 
 /// A device name. The kernel takes more (`dev_valid_name`), but nobody uses it, and these may be
 /// put into firewall rules as they are.
-fn interface_name(key: &str, text: &str) -> Result<String, (String, String)> {
+pub(in crate::control) fn interface_name(
+    key: &str,
+    text: &str,
+) -> Result<String, (String, String)> {
     let valid = (1..=15).contains(&text.len())
         && text != "."
         && text != ".."

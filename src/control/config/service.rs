@@ -315,7 +315,7 @@ fn port_list(mut ports: Vec<u16>) -> Result<Ports, String> {
 }
 
 /// A service's or group's name: it is printed in tables, URLs and metric labels.
-fn label(key: &str, text: &str) -> Result<String, (String, String)> {
+pub(in crate::control) fn label(key: &str, text: &str) -> Result<String, (String, String)> {
     let valid = (1..=limits::MAX_NAME).contains(&text.len())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
     if valid {
@@ -328,7 +328,7 @@ fn label(key: &str, text: &str) -> Result<String, (String, String)> {
 }
 
 /// Why an address cannot be one host's on a network, if so.
-pub(super) fn not_unicast(address: IpAddr) -> Option<&'static str> {
+pub(in crate::control) fn not_unicast(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {
         return Some("the unspecified address");
     }
