@@ -1,7 +1,7 @@
 //! Scheduler, persistence and timeouts of a service, as both inputs say them.
 
 use super::address::{number, prefix_length};
-use super::draft::{Persistence, Timeouts, bounded};
+use super::draft::{Persistence, Place, Timeouts, bounded};
 use super::ledger::{Ledger, Word};
 use super::remarks::{bad_mask, mask_without_persistence, no_scheduler, not_a_number};
 use super::schedulers::{self, Chosen};
@@ -30,9 +30,9 @@ impl<'w, 't> Said<'w, 't> {
     }
 }
 
-/// What takes the place of the scheduler that the service in `line` names, or does not.
+/// What takes the place of the scheduler that the service at `place` names, or does not.
 pub(super) fn scheduler(
-    line: usize,
+    place: &Place,
     named: Option<&Said<'_, '_>>,
     flags: &[Said<'_, '_>],
     persistent: bool,
@@ -58,7 +58,7 @@ pub(super) fn scheduler(
     for remark in remarks {
         match known {
             Some(said) => ledger.report(said.words(), remark),
-            None => ledger.note(Some(line), None, format!("(scheduler {name})"), remark),
+            None => ledger.note(Some(place.line), None, place.words.clone(), remark),
         }
     }
     chosen

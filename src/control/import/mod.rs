@@ -17,6 +17,7 @@ mod schedulers;
 mod write;
 
 pub use report::{Entry, Kind, Report, WordCount};
+pub use schedulers::supported as supported_schedulers;
 
 use super::config::{self, ConfigErrors, DEFAULT_TAP, MAX_CONFIG_BYTES, Ports};
 use draft::{Settled, Timeouts};

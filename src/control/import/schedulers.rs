@@ -7,6 +7,7 @@ use super::report::Remark;
 use crate::dataplane::scheduler::SchedulerKind;
 
 /// What takes a scheduler's place where there is none of its name.
+#[derive(Clone, Copy)]
 struct Nearest {
     /// IPVS's name.
     name: &'static str,
@@ -20,6 +21,8 @@ struct Nearest {
 
 const BY_CONNECTIONS: &str = "connections are not counted here: a server that is slow to end them gets as many new ones as \
      the others";
+const BY_DESTINATION: &str = "clients are placed by a hash of their own address and port: by \
+                              destination, a service of one VIP would have one server";
 const SPREAD: &str = "give the stronger servers more weight, or take \"maglev\", which every \
                       director and every restart places alike";
 
@@ -62,19 +65,19 @@ const SCHEDULERS: [Nearest; 14] = [
     nearest(
         "dh",
         SchedulerKind::Maglev,
-        "places by the client: by destination, a service of one VIP would have one server",
+        BY_DESTINATION,
         "look whether the service is to have one server only; then name that one alone",
     ),
     nearest(
         "lblc",
         SchedulerKind::Maglev,
-        "places by the client: by destination, a service of one VIP would have one server",
+        BY_DESTINATION,
         "nothing, unless this director stood in front of caches: there it has no equal",
     ),
     nearest(
         "lblcr",
         SchedulerKind::Maglev,
-        "places by the client: by destination, a service of one VIP would have one server",
+        BY_DESTINATION,
         "nothing, unless this director stood in front of caches: there it has no equal",
     ),
     Nearest {
@@ -109,6 +112,12 @@ pub(super) fn choose(name: &str) -> Option<Chosen> {
 
 fn does(nearest: &Nearest) -> String {
     format!("takes its place: {}", nearest.why)
+}
+
+/// The name of every scheduler of IPVS, for the documentation to be held against.
+#[must_use]
+pub fn supported() -> [&'static str; 14] {
+    SCHEDULERS.map(|scheduler| scheduler.name)
 }
 
 /// The scheduler of a service that names none, in IPVS as in keepalived.

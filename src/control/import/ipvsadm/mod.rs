@@ -1,6 +1,7 @@
 //! The rules that `ipvsadm -S -n` prints and `ipvsadm -R` reads: each line the arguments of one
 //! call (ipvsadm(8)).
 
+mod given;
 mod options;
 
 use super::address::{address_and_port, number};
@@ -15,6 +16,7 @@ use super::remarks::{
 use super::report::Remark;
 use super::{Found, schedulers};
 use crate::control::config::{ConfigErrors, Protocol};
+use given::{Given, Key, key};
 use options::{Meaning, Values, option};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -23,20 +25,6 @@ use std::ops::Range;
 
 /// The weight of a server that names none.
 const DEFAULT_WEIGHT: u32 = 1;
-
-/// An option of a line: its word, its values, and the text of the first value.
-struct Given<'w, 't> {
-    option: Meaning,
-    words: Vec<&'w Word<'t>>,
-    value: Option<&'w str>,
-}
-
-/// What a rule names a service by.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Key {
-    Address(&'static str, IpAddr, u16),
-    Mark(String),
-}
 
 /// The services of the lines above: where in the list, or why they were left out.
 type Known = HashMap<Key, Result<usize, usize>>;
@@ -201,8 +189,8 @@ impl Reader<'_> {
                 return;
             }
         };
-        let options = self.service_options(given, vip, line);
         let place = Place { line, words: shown(&rule.iter().collect::<Vec<_>>()) };
+        let options = self.service_options(given, vip, &place);
         let service = Service {
             place,
             name: None,
@@ -260,7 +248,7 @@ impl Reader<'_> {
         &mut self,
         given: Vec<Given<'w, 't>>,
         vip: IpAddr,
-        line: usize,
+        place: &Place,
     ) -> ServiceOptions {
         let mut seen = Vec::new();
         let mut wanted = Wanted::default();
@@ -312,7 +300,7 @@ impl Reader<'_> {
             self.ledger,
         );
         let scheduler = choices::scheduler(
-            line,
+            place,
             wanted.scheduler.map(said).as_ref(),
             &flags,
             persistence.is_some(),
@@ -461,44 +449,6 @@ struct Wanted<'g, 'w, 't> {
     flags: Option<&'g Given<'w, 't>>,
     persistent: Option<&'g Given<'w, 't>>,
     netmask: Option<&'g Given<'w, 't>>,
-}
-
-/// What a rule names its service by, and whether it names one at all.
-fn key(given: &[Given<'_, '_>]) -> (Option<Key>, bool) {
-    for given in given {
-        let value = given.value.unwrap_or_default();
-        let protocol = match given.option {
-            Meaning::Tcp => "tcp",
-            Meaning::Udp => "udp",
-            Meaning::Sctp => "sctp",
-            Meaning::Mark => return (Some(Key::Mark(value.to_owned())), true),
-            Meaning::AddService
-            | Meaning::AddServer
-            | Meaning::SetTimeouts
-            | Meaning::OtherCommand(_)
-            | Meaning::Ipv6
-            | Meaning::Scheduler
-            | Meaning::Persistent
-            | Meaning::Netmask
-            | Meaning::Engine
-            | Meaning::Flags
-            | Meaning::OnePacket
-            | Meaning::RealServer
-            | Meaning::Direct
-            | Meaning::Tunnel
-            | Meaning::Masquerade
-            | Meaning::Weight
-            | Meaning::Upper
-            | Meaning::Lower
-            | Meaning::TunnelType
-            | Meaning::TunnelPort
-            | Meaning::TunnelChecksum
-            | Meaning::Format => continue,
-        };
-        let address = address_and_port(value);
-        return (address.map(|(vip, port)| Key::Address(protocol, vip, port)), true);
-    }
-    (None, false)
 }
 
 /// The place of a word in its line.

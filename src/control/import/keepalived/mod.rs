@@ -6,7 +6,7 @@ mod options;
 mod tree;
 mod virtual_server;
 
-pub use options::known as known_options;
+pub use options::{TREATED_ALIKE, known as known_options};
 
 use super::Found;
 use super::choices;

@@ -232,3 +232,24 @@ pub fn known() -> Vec<&'static str> {
     let options = VIRTUAL_SERVER.iter().chain(REAL_SERVER).map(|(name, _)| *name);
     blocks.into_iter().chain(top).chain(options).collect()
 }
+
+/// Options outside of `virtual_server` that differ from others in nothing but their names.
+pub const TREATED_ALIKE: &[&str] = &[
+    "vrrp_sync_group",
+    "vrrp_track_process",
+    "track_process",
+    "vrrp_track_file",
+    "track_group",
+    "garp_group",
+    "linkbeat_interfaces",
+    "interface_up_down_delays",
+    "static_routes",
+    "static_rules",
+    "net_namespace",
+    "net_namespace_ipvs",
+    "namespace_with_ipsets",
+    "instance",
+    "use_pid_dir",
+    "child_wait_time",
+    "random_seed",
+];

@@ -199,7 +199,11 @@ fn tokens(line: &Line<'_>) -> Result<Vec<(Token, Range<usize>)>, Problem> {
             Cow::Borrowed(_) => origin + at..origin + at + 1,
             Cow::Owned(_) => line.span.clone(),
         };
-        return Err(problem(place, "a quote that is not closed", "close it in the same line"));
+        return Err(problem(
+            place,
+            "a quote that is not closed",
+            "close it in the same line; `#` and `!` begin a comment even in quotes",
+        ));
     }
     push_word(&mut tokens, word.take(), origin, text.len());
     Ok(tokens)
@@ -255,7 +259,7 @@ mod tests {
             ("a { } }", "13:a `}` that closes nothing"),
             ("regex a{3}b x{2}", "regex a{3}b x{2};"),
             ("path ${_PWD}/x", "path ${_PWD}/x;"),
-            ("p \"a b\" 'c # d' e\\ f g\"h i\"j", "p a b c # d e f gh ij;"),
+            ("p \"a b\" 'c \\# d' e\\ f g\"h i\"j", "p a b c # d e f gh ij;"),
             ("p \"\" x", "p  x;"),
         ];
         for (text, right) in cases {

@@ -83,8 +83,9 @@ pub(super) fn read(
     let name = options.name.0.and_then(|option| single(option, ledger));
     let all_v4 = addresses.iter().all(|(vip, _)| vip.is_ipv4());
     let persistence = persistence(&options, all_v4, ledger);
+    let place = place(statement);
     let scheduler = choices::scheduler(
-        statement.line(),
+        &place,
         options.scheduler.0.and_then(|option| said(option, ledger)).as_ref(),
         &options.flags.iter().map(|flag| flag_said(flag, ledger)).collect::<Vec<_>>(),
         persistence.is_some(),
@@ -104,7 +105,6 @@ pub(super) fn read(
         );
         ledger.report([*name], remark);
     }
-    let place = place(statement);
     let name = name.filter(|_| addresses.len() == 1).map(|word| word.text.to_string());
     for (vip, port) in addresses {
         let prefix = |persistence: Persistence| {
