@@ -45,6 +45,11 @@ fn config_text() {
 }
 
 #[test]
+fn import() {
+    replay("import", adit_fuzz::import);
+}
+
+#[test]
 fn director() {
     replay("director", adit_fuzz::director);
 }

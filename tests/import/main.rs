@@ -7,7 +7,7 @@ mod refused;
 
 use adit::control::config;
 use adit::control::import::{
-    Imported, Options, Source, import, keepalived::known_options, supported_schedulers,
+    ImportError, Imported, Options, Source, import, keepalived::known_options, supported_schedulers,
 };
 use proptest::prelude::*;
 use std::collections::BTreeSet;
@@ -73,6 +73,90 @@ fn the_same_input_makes_the_same_output() {
     for (source, text) in [(Source::Ipvsadm, IPVSADM), (Source::Keepalived, KEEPALIVED)] {
         assert_eq!(imported(source, text), imported(source, text));
     }
+}
+
+/// What the configuration would refuse is left out, and said.
+#[test]
+fn what_the_configuration_refuses_is_left_out() {
+    let rules = |lines: &[&str]| lines.join("\n");
+    let service = "-A -t 192.0.2.1:80 -s wrr";
+    let real = "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i -w 1";
+    // The rules, services and real servers that are left, and what is said in which line.
+    let cases = [
+        (rules(&[service, real]), (1, 1), None),
+        (rules(&[service, real, real]), (1, 1), Some((3, "in the service already"))),
+        (rules(&[service, real, service]), (1, 1), Some((3, "already"))),
+        (
+            rules(&[service, real, "-a -t 192.0.2.1:80 -r 192.0.2.1:80 -i"]),
+            (1, 1),
+            Some((3, "is a VIP too")),
+        ),
+        (
+            rules(&[service, real, "-a -t 192.0.2.1:80 -r 127.0.0.1:80 -i"]),
+            (1, 1),
+            Some((3, "a loopback address")),
+        ),
+        (
+            rules(&["-A -t 224.0.0.1:80 -s wrr", "-a -t 224.0.0.1:80 -r 10.0.0.1:80 -i"]),
+            (0, 0),
+            Some((1, "a multicast address")),
+        ),
+        (rules(&[service]), (0, 0), Some((1, "no real server"))),
+        (rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -g"]), (0, 0), Some((2, "(DR)"))),
+        (rules(&[real]), (0, 0), Some((1, "no line above adds its service"))),
+        (
+            rules(&["-A -t 192.0.2.1:80 -s wrr -p 99999999", real]),
+            (1, 1),
+            Some((1, "2592000 s is taken")),
+        ),
+        (
+            rules(&["-A -t 192.0.2.1:80 -s wrr -p -M 0.0.0.0", real]),
+            (1, 1),
+            Some((1, "an empty mask")),
+        ),
+        (rules(&["--set 10 0 300", service, real]), (1, 1), Some((1, "60 s is taken"))),
+        (
+            rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:81 -i"]),
+            (1, 1),
+            Some((2, "IPVS takes the VIP's too")),
+        ),
+        (
+            rules(&[service, real, "-a -t 192.0.2.1:80 -r 10.0.0.2:80 -i -w 2147483647"]),
+            (1, 2),
+            Some((3, "divided alike")),
+        ),
+        (rules(&["-A -t www:80 -s wrr"]), (0, 0), Some((1, "not one in numbers"))),
+        (rules(&[service, real, "-D -t 192.0.2.1:80"]), (1, 1), Some((3, "only what is added"))),
+    ];
+    for (text, left, said) in cases {
+        let report = imported(Source::Ipvsadm, &text).report;
+        assert_eq!((report.services, report.real_servers), left, "{text}");
+        assert_eq!(report.words.read, report.words.used + report.words.reported, "{text}");
+        let found = |(line, why): (usize, &str)| {
+            report.entries.iter().any(|e| e.line == Some(line) && e.why.contains(why))
+        };
+        match said {
+            Some(said) => assert!(found(said), "{text}:\n{}", report.text()),
+            None => assert!(report.entries.is_empty(), "{}", report.text()),
+        }
+    }
+}
+
+/// A name of the file's own that another service would have been given anyway.
+#[test]
+fn names_are_unique() {
+    let server = |vip: &str, name: &str| {
+        format!(
+            "virtual_server {vip} 80 {{\nprotocol TCP\nlvs_sched rr\nlvs_method TUN\n{name}\n\
+             real_server 10.0.0.1 80\n}}\n"
+        )
+    };
+    let text = server("192.0.2.1", "snmp_name tcp-192.0.2.2-80")
+        + &server("192.0.2.2", "")
+        + &server("192.0.2.3", "snmp_name tcp-192.0.2.2-80");
+    let config = imported(Source::Keepalived, &text).config;
+    let names: Vec<&str> = config.lines().filter_map(|line| line.strip_prefix("name = ")).collect();
+    assert_eq!(names, ["\"tcp-192.0.2.2-80\"", "\"tcp-192.0.2.2-80-2\"", "\"tcp-192.0.2.3-80\""]);
 }
 
 /// Byte ranges of the words in a text, up to comments.
@@ -188,10 +272,14 @@ proptest! {
             }
             input.push('\n');
         }
-        if let Ok(imported) = import(source, input.as_bytes(), "f", &options()) {
-            let count = imported.report.words;
-            prop_assert_eq!(count.read, count.used + count.reported);
-            prop_assert!(config::parse(&imported.config, "adit.toml").is_ok());
+        match import(source, input.as_bytes(), "f", &options()) {
+            Ok(imported) => {
+                let count = imported.report.words;
+                prop_assert_eq!(count.read, count.used + count.reported);
+                prop_assert!(config::parse(&imported.config, "adit.toml").is_ok());
+            }
+            Err(ImportError::Syntax(_)) => {}
+            Err(error) => prop_assert!(false, "{}", error),
         }
     }
 }

@@ -161,7 +161,8 @@ pub fn import(
 /// The input as text.
 fn text_of<'t>(input: &'t [u8], file: &str) -> Result<&'t str, Box<ConfigErrors>> {
     let refuse = |at: usize, message: String, help: &str| {
-        let text = String::from_utf8_lossy(input);
+        // A terminal would make anything of a byte 0.
+        let text = String::from_utf8_lossy(input).replace('\0', " ");
         // Up to `at` everything is text, so that the place is the same in the lossy one.
         Err(Box::new(ConfigErrors::one(file, &text, at..at + 1, message, help)))
     };
