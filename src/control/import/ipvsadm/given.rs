@@ -49,6 +49,7 @@ pub(super) fn key(given: &[Given<'_, '_>]) -> (Option<Key>, bool) {
             | Meaning::TunnelType
             | Meaning::TunnelPort
             | Meaning::TunnelChecksum
+            | Meaning::Daemon
             | Meaning::Format => continue,
         };
         let address = address_and_port(value);

@@ -98,7 +98,7 @@ impl Reader<'_> {
                 if given.is_empty() {
                     return Err(problem(
                         line,
-                        &word.text,
+                        word,
                         format!("`{}` is no command of ipvsadm", word.text),
                         "each line is a rule such as: -A -t 192.0.2.1:80 -s wrr",
                     ));
@@ -132,7 +132,7 @@ impl Reader<'_> {
                     None => {
                         return Err(problem(
                             line,
-                            &word.text,
+                            word,
                             format!("`{}` has no value", word.text),
                             "write it behind the option, as ipvsadm(8) says",
                         ));
@@ -284,6 +284,7 @@ impl Reader<'_> {
                 | Meaning::TunnelType
                 | Meaning::TunnelPort
                 | Meaning::TunnelChecksum
+                | Meaning::Daemon
                 | Meaning::Format => self.out_of_place(given),
             }
         }
@@ -409,6 +410,7 @@ impl Reader<'_> {
                 | Meaning::Engine
                 | Meaning::Flags
                 | Meaning::OnePacket
+                | Meaning::Daemon
                 | Meaning::Format => self.out_of_place(given),
             }
         }
@@ -451,8 +453,8 @@ struct Wanted<'g, 'w, 't> {
     netmask: Option<&'g Given<'w, 't>>,
 }
 
-/// The place of a word in its line.
-fn problem(line: &str, word: &str, message: String, help: &str) -> Problem {
-    let start = line.find(word).unwrap_or(0);
-    Problem { span: start..start + word.len(), message, help: help.to_owned() }
+/// The place of a word in its line, of which it is a part.
+fn problem(line: &str, word: &Word<'_>, message: String, help: &str) -> Problem {
+    let start = (word.text.as_ptr() as usize).saturating_sub(line.as_ptr() as usize);
+    Problem { span: start..start + word.text.len(), message, help: help.to_owned() }
 }

@@ -29,6 +29,8 @@ pub(super) enum Meaning {
     TunnelType,
     TunnelPort,
     TunnelChecksum,
+    /// Of the daemon that synchronises connections.
+    Daemon,
     /// Says how to print; means nothing in a rule.
     Format,
 }
@@ -58,7 +60,7 @@ const CHANGES: &str = "it changes rules; only what is added is imported";
 const SYNC: &str = "connections are not synchronised between directors yet";
 
 /// Short name (`\0`: none), long name, values, meaning.
-const OPTIONS: [(char, &str, Values, Meaning); 47] = [
+const OPTIONS: [(char, &str, Values, Meaning); 58] = [
     ('A', "add-service", Values::None, Meaning::AddService),
     ('a', "add-server", Values::None, Meaning::AddServer),
     ('\0', "set", Values::Three, Meaning::SetTimeouts),
@@ -106,6 +108,17 @@ const OPTIONS: [(char, &str, Values, Meaning); 47] = [
     ('\0', "rate", Values::None, Meaning::Format),
     ('\0', "exact", Values::None, Meaning::Format),
     ('\0', "sort", Values::None, Meaning::Format),
+    ('\0', "nosort", Values::None, Meaning::Format),
+    ('\0', "timeout", Values::None, Meaning::Format),
+    ('\0', "daemon", Values::None, Meaning::Format),
+    ('\0', "thresholds", Values::None, Meaning::Format),
+    ('\0', "persistent-conn", Values::None, Meaning::Format),
+    ('\0', "syncid", Values::One, Meaning::Daemon),
+    ('\0', "sync-maxlen", Values::One, Meaning::Daemon),
+    ('\0', "mcast-interface", Values::One, Meaning::Daemon),
+    ('\0', "mcast-group", Values::One, Meaning::Daemon),
+    ('\0', "mcast-port", Values::One, Meaning::Daemon),
+    ('\0', "mcast-ttl", Values::One, Meaning::Daemon),
 ];
 
 /// The option a word stands for, and a value in the same word.
