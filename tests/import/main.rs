@@ -137,6 +137,16 @@ fn what_the_configuration_refuses_is_left_out() {
             (1, 2),
             Some((3, "divided alike")),
         ),
+        (
+            rules(&["-A -t 192.0.2.1:80 -u 192.0.2.1:80 -s wrr", real]),
+            (1, 1),
+            Some((1, "twice, or otherwise")),
+        ),
+        (
+            rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i -i"]),
+            (1, 1),
+            Some((2, "twice, or otherwise")),
+        ),
         (rules(&["-A -t www:80 -s wrr"]), (0, 0), Some((1, "not one in numbers"))),
         (rules(&[service, real, "-D -t 192.0.2.1:80"]), (1, 1), Some((3, "only what is added"))),
     ];

@@ -417,13 +417,13 @@ impl Reader<'_> {
         weight
     }
 
-    /// Reports an option that was given before.
+    /// Reports an option that was given before, or one that excludes it.
     fn again(&mut self, given: &Given<'_, '_>, seen: &mut Vec<Meaning>) -> bool {
-        let again = seen.contains(&given.option);
+        let again = seen.iter().any(|before| before.excludes(given.option));
         if again {
             self.ledger.report(
                 given.words.iter().copied(),
-                Remark::unknown("the line says it twice", "leave one of them"),
+                Remark::unknown("the line says it twice, or otherwise before", "leave one of them"),
             );
         }
         seen.push(given.option);

@@ -36,6 +36,13 @@ pub(super) enum Meaning {
 }
 
 impl Meaning {
+    /// Whether only one of both may stand in a line.
+    pub(super) fn excludes(self, other: Self) -> bool {
+        let service = |m| matches!(m, Self::Tcp | Self::Udp | Self::Sctp | Self::Mark);
+        let method = |m| matches!(m, Self::Direct | Self::Tunnel | Self::Masquerade);
+        self == other || (service(self) && service(other)) || (method(self) && method(other))
+    }
+
     pub(super) fn is_command(self) -> bool {
         matches!(
             self,

@@ -353,7 +353,7 @@ fn method(option: Option<&Statement<'_>>, ledger: &mut Ledger) -> Option<Method>
         Some("TUN") => return Some(tunnel(rest, ledger)),
         _ => {
             ledger.report(
-                head,
+                &option.words,
                 Remark::unknown("it is no method of keepalived.conf(5)", "write TUN"),
             );
             return None;
