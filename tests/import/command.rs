@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 const ADIT: &str = env!("CARGO_BIN_EXE_adit");
-const RULES: &str = "-A -t 192.0.2.1:80 -s wlc\n-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i -w 5\n";
+const RULES: &str = "-A -t 192.0.2.1:80 -s mh\n-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i -w 5\n";
 
 fn adit(words: &[&str]) -> Output {
     Command::new(ADIT).args(words).output().unwrap()
@@ -35,7 +35,7 @@ fn the_configuration_goes_to_standard_output_and_the_report_to_standard_error() 
     assert!(text(&output.stdout).contains("\n# interface = \"eth0\""));
     assert!(text(&output.stdout).contains("vip = \"192.0.2.1\""));
     let said = text(&output.stderr);
-    assert!(said.contains("rules:1: -s wlc\n    changed: "), "{said}");
+    assert!(said.contains("rules:1: -s mh\n    changed: "), "{said}");
     assert!(said.contains("to be filled in: "), "{said}");
     assert!(!text(&output.stdout).contains("changed: "));
 
@@ -51,7 +51,7 @@ fn the_configuration_goes_to_standard_output_and_the_report_to_standard_error() 
     let output = child.wait_with_output().unwrap();
     let config = text(&output.stdout);
     assert!(config.contains("\ninterface = \"eth1\""), "{config}");
-    assert!(config.contains("\n# standard input:1: -s wlc\n#     changed: "), "{config}");
+    assert!(config.contains("\n# standard input:1: -s mh\n#     changed: "), "{config}");
     assert_eq!(text(&output.stderr).lines().count(), 1, "the summary alone");
 }
 
@@ -77,6 +77,21 @@ fn what_was_written_is_taken_and_never_overwritten_unasked() {
     assert_eq!(std::fs::read_to_string(&config).unwrap(), written);
 }
 
+/// Of each file with every option comes what `adit check` takes.
+#[test]
+fn what_is_imported_is_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    for (source, input) in super::ALL {
+        let (file, config) = (directory.path().join("input"), directory.path().join("adit.toml"));
+        std::fs::write(&file, input).unwrap();
+        let import = ["import", source.name(), path(&file), "--interface", "eth0"];
+        let output = adit(&[&import[..], &["--force", "-o", path(&config)]].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let checked = adit(&["--config", path(&config), "check", "--offline"]);
+        assert_eq!(checked.status.code(), Some(0), "{}", text(&checked.stdout));
+    }
+}
+
 #[test]
 fn json_has_all_of_it() {
     let (_directory, rules) = directory();
@@ -88,7 +103,7 @@ fn json_has_all_of_it() {
     assert_eq!(json["words"]["read"], 13);
     assert_eq!(json["entries"][1]["kind"], "changed");
     assert_eq!(json["entries"][1]["line"], 1);
-    assert_eq!(json["entries"][1]["words"], "-s wlc");
+    assert_eq!(json["entries"][1]["words"], "-s mh");
     assert!(json["config"].as_str().unwrap().contains("[[service]]"));
     assert!(json["written_to"].is_null());
 }

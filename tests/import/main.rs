@@ -147,6 +147,29 @@ fn what_the_configuration_refuses_is_left_out() {
             (1, 1),
             Some((2, "twice, or otherwise")),
         ),
+        (rules(&["-A -t 192.0.2.1:80 -s wrr -o", real]), (1, 1), Some((1, "for UDP alone"))),
+        (
+            rules(&["-A -u 192.0.2.1:80 -s wrr -o -p 60", "-a -u 192.0.2.1:80 -r 10.0.0.1 -i"]),
+            (1, 1),
+            Some((1, "exclude each other")),
+        ),
+        (
+            rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i -y 5"]),
+            (1, 1),
+            Some((2, "without an upper one")),
+        ),
+        (
+            rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i -x 5 -y 6"]),
+            (1, 1),
+            Some((2, "above the upper one")),
+        ),
+        (
+            rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i -x 4294967295"]),
+            (1, 1),
+            Some((2, "134217728 is taken")),
+        ),
+        (rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i -x 0 -y 0"]), (1, 1), None),
+        (rules(&["-A -t 192.0.2.1:80 -s sh -b mh-port", real]), (1, 1), Some((1, "`mh-port`"))),
         (rules(&["-A -t www:80 -s wrr"]), (0, 0), Some((1, "not one in numbers"))),
         (rules(&[service, real, "-D -t 192.0.2.1:80"]), (1, 1), Some((3, "only what is added"))),
     ];

@@ -53,7 +53,7 @@ pub(super) const DEFAULT_WEIGHT: u16 = 100;
 
 /// Connections one real server may have: no more than the largest flow table holds. 0 would take none,
 /// which is what weight 0 is for.
-pub(super) const THRESHOLD: RangeInclusive<u32> = 1..=1 << 27;
+pub(in crate::control) const THRESHOLD: RangeInclusive<u32> = 1..=1 << 27;
 
 /// The outer packet starts afresh (RFC 2003 section 3.1); 64 is what IPVS and `ipip` use.
 pub(super) const DEFAULT_TTL: u8 = 64;

@@ -24,8 +24,8 @@ pub use limits::{
     DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS, MAX_SERVICES, MAX_VIPS,
 };
 pub(super) use limits::{
-    DEFAULT_TAP, DurationBounds, MAX_CONFIG_BYTES, PERSISTENCE, TCP_ESTABLISHED, TCP_FIN, UDP,
-    WEIGHT,
+    DEFAULT_TAP, DurationBounds, MAX_CONFIG_BYTES, PERSISTENCE, TCP_ESTABLISHED, TCP_FIN,
+    THRESHOLD, UDP, WEIGHT,
 };
 pub use types::{
     Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Persistence, Ports,

@@ -1,11 +1,17 @@
 //! Scheduler, persistence and timeouts of a service, as both inputs say them.
 
 use super::address::{number, prefix_length};
-use super::draft::{Persistence, Place, Timeouts, bounded};
+use super::draft::{Persistence, Timeouts, bounded};
 use super::ledger::{Ledger, Word};
-use super::remarks::{bad_mask, mask_without_persistence, no_scheduler, not_a_number};
+use super::remarks::{
+    bad_mask, mask_without_persistence, no_scheduler, not_a_number, one_packet_and_persistence,
+    one_packet_of_tcp,
+};
 use super::schedulers::{self, Chosen};
-use crate::control::config::{DurationBounds, PERSISTENCE, TCP_ESTABLISHED, TCP_FIN, UDP};
+use crate::control::config::{
+    DurationBounds, PERSISTENCE, Protocol, TCP_ESTABLISHED, TCP_FIN, UDP,
+};
+use crate::dataplane::scheduler::{SchedulerFlag, SchedulerKind};
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -21,71 +27,73 @@ pub(super) struct Said<'w, 't> {
 }
 
 impl<'w, 't> Said<'w, 't> {
-    fn words(&self) -> impl Iterator<Item = &'w Word<'t>> {
+    pub(super) fn words(&self) -> impl Iterator<Item = &'w Word<'t>> {
         self.words.iter().copied()
     }
 
-    fn value(&self) -> &str {
+    pub(super) fn value(&self) -> &str {
         self.value.as_deref().unwrap_or_default()
     }
 }
 
-/// What takes the place of the scheduler that the service at `place` names, or does not.
+/// The scheduler of a service and its flags.
 pub(super) fn scheduler(
-    place: &Place,
     named: Option<&Said<'_, '_>>,
     flags: &[Said<'_, '_>],
-    persistent: bool,
     ledger: &mut Ledger,
 ) -> Chosen {
-    let known = named.filter(|said| {
-        let known = schedulers::choose(said.value()).is_some();
-        if !known {
+    let kind = named.and_then(|said| match schedulers::named(said.value()) {
+        Some(kind) => {
+            ledger.used(said.words());
+            if let Some(remark) = schedulers::difference(kind) {
+                ledger.report(said.words(), remark);
+            }
+            Some(kind)
+        }
+        None => {
             ledger.report(said.words(), no_scheduler(said.value()));
+            None
         }
-        known
     });
-    let name = known.map_or(schedulers::DEFAULT, |said| said.value());
-    let chosen = schedulers::choose(name).expect("a known name, or the default, is in the table");
-    let flags = self::flags(name, &chosen, flags, ledger);
-    let mut remarks: Vec<_> = chosen.remark.iter().cloned().collect();
-    if !persistent && schedulers::scatters(name, chosen.kind, &flags) {
-        remarks.push(schedulers::scattered(name));
-    }
-    if let Some(said) = known {
-        ledger.used(said.words());
-    }
-    for remark in remarks {
-        match known {
-            Some(said) => ledger.report(said.words(), remark),
-            None => ledger.note(Some(place.line), None, place.words.clone(), remark),
-        }
-    }
-    chosen
+    let kind = kind.unwrap_or(schedulers::DEFAULT);
+    Chosen { kind, flags: self::flags(kind, flags, ledger) }
 }
 
-fn flags(
-    scheduler: &str,
-    chosen: &Chosen,
-    said: &[Said<'_, '_>],
-    ledger: &mut Ledger,
-) -> Vec<schedulers::Flag> {
+fn flags(kind: SchedulerKind, said: &[Said<'_, '_>], ledger: &mut Ledger) -> Vec<SchedulerFlag> {
     let mut taken = Vec::new();
     for said in said {
-        let mut bad = None;
-        // ipvsadm joins them with commas.
-        for name in said.value().split(',') {
-            match schedulers::flag(scheduler, chosen.kind, name) {
+        ledger.used(said.words());
+        // ipvsadm joins them with commas, and prints the option for a service that has none, too.
+        for name in said.value().split(',').filter(|name| !name.is_empty()) {
+            match schedulers::flag(kind, name) {
                 Ok(flag) => taken.push(flag),
-                Err(remark) => bad = bad.or(Some(remark)),
+                Err(remark) => ledger.report(said.words(), remark),
             }
         }
-        match bad {
-            Some(remark) => ledger.report(said.words(), remark),
-            None => ledger.used(said.words()),
-        }
     }
+    taken.sort_unstable();
+    taken.dedup();
     taken
+}
+
+/// Whether each datagram is scheduled anew, as `said` asks.
+pub(super) fn one_packet(
+    said: Option<&Said<'_, '_>>,
+    protocol: Protocol,
+    persistent: bool,
+    ledger: &mut Ledger,
+) -> bool {
+    let Some(said) = said else { return false };
+    let remark = match protocol {
+        Protocol::Tcp => one_packet_of_tcp(),
+        Protocol::Udp if persistent => one_packet_and_persistence(),
+        Protocol::Udp => {
+            ledger.used(said.words());
+            return true;
+        }
+    };
+    ledger.report(said.words(), remark);
+    false
 }
 
 /// Whether and how clients come back to the same real server.

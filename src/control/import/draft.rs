@@ -5,7 +5,8 @@
 
 use super::ledger::Ledger;
 use super::report::{Kind, Remark};
-use super::schedulers::Chosen;
+use super::schedulers::{self, Chosen};
+use super::thresholds::Thresholds;
 use crate::control::config::{
     DurationBounds, MAX_REALS, MAX_SERVICES, MAX_VIPS, Protocol, WEIGHT, label, not_unicast,
 };
@@ -34,6 +35,8 @@ pub(super) struct Service {
     pub(super) port: Option<u16>,
     pub(super) protocol: Protocol,
     pub(super) scheduler: Chosen,
+    /// Never of TCP, and never with persistence.
+    pub(super) one_packet: bool,
     pub(super) persistence: Option<Persistence>,
     pub(super) reals: Vec<Real>,
 }
@@ -52,6 +55,7 @@ pub(super) struct Real {
     pub(super) address: IpAddr,
     /// As IPVS has it, up to 2^31 − 1.
     pub(super) weight: u32,
+    pub(super) thresholds: Thresholds,
     /// Why it is written as a comment only.
     pub(super) commented: Option<&'static str>,
 }
@@ -64,7 +68,8 @@ pub(super) struct Settled {
     pub(super) vip: IpAddr,
     pub(super) port: Option<u16>,
     pub(super) protocol: Protocol,
-    pub(super) scheduler: &'static str,
+    pub(super) scheduler: Chosen,
+    pub(super) one_packet: bool,
     pub(super) persistence: Option<Persistence>,
     pub(super) reals: Vec<SettledReal>,
     /// Written as a comment: no real server is left.
@@ -75,6 +80,7 @@ pub(super) struct Settled {
 pub(super) struct SettledReal {
     pub(super) address: IpAddr,
     pub(super) weight: u16,
+    pub(super) thresholds: Thresholds,
     pub(super) commented: Option<&'static str>,
 }
 
@@ -117,9 +123,11 @@ pub(super) fn settle(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Settled
             .map(|(real, weight)| SettledReal {
                 address: real.address,
                 weight,
+                thresholds: real.thresholds,
                 commented: real.commented,
             })
             .collect();
+        weight_zero(&service, ledger);
         let commented = reals.iter().all(|real| real.commented.is_some());
         if commented {
             ledger.note(
@@ -139,7 +147,8 @@ pub(super) fn settle(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Settled
             vip: service.vip,
             port: service.port,
             protocol: service.protocol,
-            scheduler: service.scheduler.kind.name(),
+            scheduler: service.scheduler,
+            one_packet: service.one_packet,
             persistence: service.persistence,
             reals,
             commented,
@@ -269,12 +278,11 @@ fn weights(service: &Service, ledger: &mut Ledger) -> Vec<u16> {
             heaviest.place.words.clone(),
             Remark::changed(
                 format!("weights go to {most}: all of the service are divided alike"),
-                "nothing, unless small weights became 1 that were less",
+                "nothing, unless small weights became 1 that were less, or the scheduler compares \
+                 them to connections, as `ovf`, `lblc` and `lblcr` do",
             ),
         );
     }
-    let active = service.reals.iter().filter(|real| real.commented.is_none());
-    let heaviest_active = active.map(|real| real.weight).max().unwrap_or(0);
     let scale = |weight: u32| -> u16 {
         if heaviest.weight <= u32::from(most) {
             return u16::try_from(weight).unwrap_or(most);
@@ -283,16 +291,18 @@ fn weights(service: &Service, ledger: &mut Ledger) -> Vec<u16> {
         // Only a weight of 0 means drained.
         u16::try_from(part).unwrap_or(most).max(u16::from(weight > 0))
     };
-    service
-        .reals
-        .iter()
-        .map(|real| {
-            let standby = service.scheduler.only_heaviest
-                && real.commented.is_none()
-                && real.weight < heaviest_active;
-            if standby { 0 } else { scale(real.weight) }
-        })
-        .collect()
+    service.reals.iter().map(|real| scale(real.weight)).collect()
+}
+
+/// Says what weight 0 means under schedulers for which it means something else in IPVS.
+fn weight_zero(service: &Service, ledger: &mut Ledger) {
+    if !schedulers::refuses_without_weight(&service.scheduler) {
+        return;
+    }
+    for real in service.reals.iter().filter(|real| real.weight == 0 && real.commented.is_none()) {
+        let remark = schedulers::weight_zero(service.scheduler.kind);
+        ledger.note(Some(real.place.line), None, real.place.words.clone(), remark);
+    }
 }
 
 /// A unique name: the file's own if it can be one, else one made of what the service is.

@@ -8,12 +8,14 @@
 mod address;
 mod choices;
 mod draft;
+mod forwarding;
 mod ipvsadm;
 pub mod keepalived;
 mod ledger;
 mod remarks;
 mod report;
 mod schedulers;
+mod thresholds;
 mod write;
 
 pub use report::{Entry, Kind, Report, WordCount};
@@ -218,12 +220,12 @@ fn verify(written: &write::Written<'_>, text: &str, options: &Options) -> Result
                 let prefix = if v4 { persistence.ipv4_prefix } else { persistence.ipv6_prefix };
                 draft::Persistence { timeout: persistence.timeout, prefix }
             });
-            let reals: Vec<write::Expected> =
-                read.reals.iter().map(|real| (real.address, real.weight)).collect();
+            let scheduler = (read.scheduler, &read.scheduler_flags);
             (&right.name, right.vip, &ports, right.protocol, right.persistence)
                 == (&read.name, read.vip, &read.ports, read.protocol, persistence)
-                && right.scheduler == read.scheduler.to_string()
-                && write::expected(right) == reals
+                && (right.scheduler.kind, &right.scheduler.flags) == scheduler
+                && right.one_packet == read.one_packet
+                && write::expected(right) == read.reals
         });
     if same { Ok(()) } else { Err(ImportError::Mistake("it reads otherwise".to_owned())) }
 }

@@ -4,57 +4,10 @@ use super::address::MaskError;
 use super::report::{Kind, Remark, visible};
 use super::schedulers;
 
-/// Beside an entry that is written as a comment.
-pub(super) const DIRECT: &str = "direct routing; see the report";
-pub(super) const MASQUERADED: &str = "masqueraded; see the report";
-pub(super) const OTHER_TUNNEL: &str = "another tunnel than IP in IP; see the report";
-
-pub(super) fn direct() -> Remark {
-    Remark::left_out(
-        "direct routing (DR) is not there yet: packets go through IP-in-IP tunnels only; the real \
-         server is written as a comment",
-        "prepare it with `adit-realserver apply --vip …` and take the comment signs away",
-    )
-}
-
-pub(super) fn masqueraded() -> Remark {
-    Remark::left_out(
-        "masquerading (NAT) has no equal: the real server itself must own the VIP and answer the \
-         client; it is written as a comment",
-        "prepare it with `adit-realserver apply --vip …` and take the comment signs away, or leave \
-         this service with IPVS",
-    )
-}
-
-pub(super) fn translated_port() -> Remark {
-    Remark::left_out(
-        "masquerading to another port has no equal: ports are never changed",
-        "let the real server listen on the VIP's port, or leave this service with IPVS",
-    )
-}
-
 pub(super) fn same_port() -> Remark {
     Remark::changed(
         "without masquerading the port cannot differ from the VIP's, and IPVS takes the VIP's too",
         "let the real server listen on the VIP's port",
-    )
-}
-
-pub(super) fn other_tunnel(kind: &str) -> Remark {
-    Remark::left_out(
-        format!(
-            "`{}` tunnels are not there yet, IP in IP only; the real server is written as a comment",
-            visible(kind)
-        ),
-        "prepare it for IP in IP with `adit-realserver apply --vip …` and take the comment signs \
-         away",
-    )
-}
-
-pub(super) fn encapsulation_option() -> Remark {
-    Remark::left_out(
-        "it belongs to GUE and GRE tunnels; IP in IP has no such thing",
-        "leave it out",
     )
 }
 
@@ -69,11 +22,15 @@ pub(super) fn sctp() -> Remark {
     Remark::left_out("SCTP is not balanced here, only TCP and UDP", "leave this service with IPVS")
 }
 
-pub(super) fn one_packet() -> Remark {
+pub(super) fn one_packet_of_tcp() -> Remark {
+    Remark::left_out("one-packet scheduling is for UDP alone, in IPVS too", "leave it out")
+}
+
+pub(super) fn one_packet_and_persistence() -> Remark {
     Remark::left_out(
-        "one-packet scheduling has no equal: datagrams from one client's port stay with one real \
-         server",
-        "nothing, or udp = \"1s\" in the service's timeouts to let flows end soon",
+        "one-packet scheduling and persistence exclude each other here: clients are remembered by \
+         their flows; the persistence is taken",
+        "nothing, or one_packet = true with scheduler = \"sh\" in the place of the persistence",
     )
 }
 
@@ -84,13 +41,6 @@ pub(super) fn engine(name: &str) -> Remark {
             "there is no persistence engine `{name}`: persistence goes by the client's address"
         ),
         "leave services that need it with IPVS",
-    )
-}
-
-pub(super) fn threshold() -> Remark {
-    Remark::left_out(
-        "connections of a real server are not limited here",
-        "limit them on the real server, such as by max_connections",
     )
 }
 

@@ -3,8 +3,8 @@
 use super::draft::{Settled, SettledReal, Timeouts};
 use super::report::visible;
 use super::{Options, Source};
+use crate::control::config::Real;
 use std::fmt::Write as _;
-use std::net::IpAddr;
 use std::time::Duration;
 
 /// What there is to write.
@@ -93,7 +93,15 @@ fn service_text(service: &Settled) -> String {
     let _ = writeln!(out, "vip = \"{}\"", service.vip);
     let _ = writeln!(out, "port = {port}");
     let _ = writeln!(out, "protocol = \"{}\"", service.protocol);
-    let _ = writeln!(out, "scheduler = \"{}\"", service.scheduler);
+    let _ = writeln!(out, "scheduler = \"{}\"", service.scheduler.kind);
+    if !service.scheduler.flags.is_empty() {
+        let flags: Vec<_> =
+            service.scheduler.flags.iter().map(|flag| format!("\"{flag}\"")).collect();
+        let _ = writeln!(out, "scheduler_flags = [{}]", flags.join(", "));
+    }
+    if service.one_packet {
+        out.push_str("one_packet = true\n");
+    }
     if let Some(persistence) = &service.persistence {
         let family = if service.vip.is_ipv4() { "ipv4_prefix" } else { "ipv6_prefix" };
         let _ = writeln!(
@@ -117,8 +125,18 @@ fn service_text(service: &Settled) -> String {
 }
 
 fn real_text(real: &SettledReal) -> String {
-    let SettledReal { address, weight, .. } = real;
-    format!("[[service.real]]\naddress = \"{address}\"\nweight = {weight}\n")
+    let SettledReal { address, weight, thresholds, .. } = real;
+    let mut out = format!("[[service.real]]\naddress = \"{address}\"\nweight = {weight}\n");
+    let bounds = [
+        ("max_connections", thresholds.max_connections),
+        ("min_connections", thresholds.min_connections),
+    ];
+    for (key, bound) in bounds {
+        if let Some(bound) = bound {
+            let _ = writeln!(out, "{key} = {bound}");
+        }
+    }
+    out
 }
 
 /// Whole seconds in the largest units, without spaces: `2h15m`.
@@ -134,14 +152,19 @@ fn duration(duration: Duration) -> String {
     if text.is_empty() { "0s".to_owned() } else { text }
 }
 
-/// A real server as the configuration must come back with it.
-pub(super) type Expected = (IpAddr, u16);
-
-/// The real servers of a service that are not comments, in the order of their addresses.
-pub(super) fn expected(service: &Settled) -> Vec<Expected> {
+/// The real servers of a service that are not comments, as the configuration must come back with
+/// them.
+pub(super) fn expected(service: &Settled) -> Vec<Real> {
     let active = service.reals.iter().filter(|real| real.commented.is_none());
-    let mut reals: Vec<Expected> = active.map(|real| (real.address, real.weight)).collect();
-    reals.sort_unstable();
+    let mut reals: Vec<Real> = active
+        .map(|real| Real {
+            address: real.address,
+            weight: real.weight,
+            max_connections: real.thresholds.max_connections,
+            min_connections: real.thresholds.min_connections,
+        })
+        .collect();
+    reals.sort_unstable_by_key(|real| real.address);
     reals
 }
 

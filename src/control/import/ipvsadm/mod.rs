@@ -7,13 +7,11 @@ mod options;
 use super::address::{address_and_port, number};
 use super::choices::{self, Said};
 use super::draft::{Persistence, Place, Real, Service};
+use super::forwarding::{Becomes, Method, becomes, tunnel_option};
 use super::ledger::{Ledger, MAX_WORDS, Word, shown};
-use super::remarks::{
-    DIRECT, MASQUERADED, OTHER_TUNNEL, direct, encapsulation_option, engine, firewall_mark,
-    masqueraded, not_a_number, one_packet, other_tunnel, same_port, sctp, threshold,
-    translated_port,
-};
+use super::remarks::{engine, firewall_mark, not_a_number, same_port, sctp};
 use super::report::Remark;
+use super::thresholds::{self, Thresholds};
 use super::{Found, schedulers};
 use crate::control::config::{ConfigErrors, Protocol};
 use given::{Given, Key, key};
@@ -190,7 +188,7 @@ impl Reader<'_> {
             }
         };
         let place = Place { line, words: shown(&rule.iter().collect::<Vec<_>>()) };
-        let options = self.service_options(given, vip, &place);
+        let options = self.service_options(given, vip, protocol);
         let service = Service {
             place,
             name: None,
@@ -198,6 +196,7 @@ impl Reader<'_> {
             port: (port != 0).then_some(port),
             protocol,
             scheduler: options.scheduler,
+            one_packet: options.one_packet,
             persistence: options.persistence,
             reals: Vec::new(),
         };
@@ -248,7 +247,7 @@ impl Reader<'_> {
         &mut self,
         given: Vec<Given<'w, 't>>,
         vip: IpAddr,
-        place: &Place,
+        protocol: Protocol,
     ) -> ServiceOptions {
         let mut seen = Vec::new();
         let mut wanted = Wanted::default();
@@ -264,9 +263,9 @@ impl Reader<'_> {
                 Meaning::Persistent => wanted.persistent = Some(given),
                 Meaning::Netmask => wanted.netmask = Some(given),
                 Meaning::Flags => wanted.flags = Some(given),
+                Meaning::OnePacket => wanted.one_packet = Some(given),
                 // The address says so itself.
                 Meaning::Ipv6 if vip.is_ipv6() => self.ledger.used(words()),
-                Meaning::OnePacket => self.ledger.report(words(), one_packet()),
                 Meaning::Engine => self.ledger.report(words(), engine(value)),
                 Meaning::AddServer
                 | Meaning::SetTimeouts
@@ -288,10 +287,6 @@ impl Reader<'_> {
                 | Meaning::Format => self.out_of_place(given),
             }
         }
-        let said = |given: &Given<'w, 't>| Said {
-            words: given.words.clone(),
-            value: given.value.map(Cow::Borrowed),
-        };
         let flags: Vec<_> = wanted.flags.iter().map(|given| said(given)).collect();
         let timeout = wanted.persistent.map(said);
         let persistence = choices::persistence(
@@ -300,14 +295,15 @@ impl Reader<'_> {
             vip.is_ipv4(),
             self.ledger,
         );
-        let scheduler = choices::scheduler(
-            place,
-            wanted.scheduler.map(said).as_ref(),
-            &flags,
+        let scheduler =
+            choices::scheduler(wanted.scheduler.map(said).as_ref(), &flags, self.ledger);
+        let one_packet = choices::one_packet(
+            wanted.one_packet.map(said).as_ref(),
+            protocol,
             persistence.is_some(),
             self.ledger,
         );
-        ServiceOptions { scheduler, persistence }
+        ServiceOptions { scheduler, one_packet, persistence }
     }
 
     /// A real server of a service of this port, or `None` with its report.
@@ -337,39 +333,35 @@ impl Reader<'_> {
             return None;
         };
         let other_port = port != service_port && port != 0;
-        let masquerade = found(Meaning::Masquerade).is_some();
-        if masquerade && other_port {
-            self.ledger.report(all(), translated_port());
+        let becomes = becomes(&method(&given), other_port);
+        if let Becomes::Nothing(remark) = becomes {
+            self.ledger.report(all(), remark);
             return None;
         }
-        let tunnel = found(Meaning::Tunnel).is_some();
-        let commented = if masquerade {
-            Some((MASQUERADED, masqueraded()))
-        } else if !tunnel {
-            Some((DIRECT, direct()))
-        } else {
-            let kind = found(Meaning::TunnelType).and_then(|g| g.value);
-            kind.filter(|kind| *kind != "ipip").map(|kind| (OTHER_TUNNEL, other_tunnel(kind)))
-        };
-        let weight = self.server_options(&given);
+        let options = self.server_options(&given);
         if other_port {
             let words =
                 found(Meaning::RealServer).into_iter().flat_map(|g| g.words.iter().copied());
             self.ledger.report(words, same_port());
         }
-        let commented = commented.map(|(comment, remark)| {
-            self.ledger.report(all(), remark);
-            comment
-        });
+        let commented = match becomes {
+            Becomes::Comment(comment, remark) => {
+                self.ledger.report(all(), remark);
+                Some(comment)
+            }
+            Becomes::RealServer | Becomes::Nothing(_) => None,
+        };
         let line = rule.first().map_or(0, |word| word.line);
         let place = Place { line, words: shown(&rule.iter().collect::<Vec<_>>()) };
-        Some(Real { place, address, weight, commented })
+        let ServerOptions { weight, thresholds } = options;
+        Some(Real { place, address, weight, thresholds, commented })
     }
 
-    /// Accounts for a server's options, and gives its weight.
-    fn server_options(&mut self, given: &[Given<'_, '_>]) -> u32 {
+    /// Accounts for a server's options.
+    fn server_options(&mut self, given: &[Given<'_, '_>]) -> ServerOptions {
         let mut seen = Vec::new();
         let mut weight = DEFAULT_WEIGHT;
+        let (mut upper, mut lower) = (None, None);
         for given in given {
             if self.again(given, &mut seen) {
                 continue;
@@ -392,11 +384,10 @@ impl Reader<'_> {
                     }
                     None => self.ledger.report(words(), not_a_number()),
                 },
-                // 0 sets no threshold.
-                Meaning::Upper | Meaning::Lower if value == "0" => self.ledger.used(words()),
-                Meaning::Upper | Meaning::Lower => self.ledger.report(words(), threshold()),
+                Meaning::Upper => upper = Some(said(given)),
+                Meaning::Lower => lower = Some(said(given)),
                 Meaning::TunnelPort | Meaning::TunnelChecksum => {
-                    self.ledger.report(words(), encapsulation_option());
+                    self.ledger.report(words(), tunnel_option());
                 }
                 Meaning::AddService
                 | Meaning::SetTimeouts
@@ -414,7 +405,8 @@ impl Reader<'_> {
                 | Meaning::Format => self.out_of_place(given),
             }
         }
-        weight
+        let thresholds = thresholds::read(upper.as_ref(), lower.as_ref(), self.ledger);
+        ServerOptions { weight, thresholds }
     }
 
     /// Reports an option that was given before, or one that excludes it.
@@ -441,7 +433,14 @@ impl Reader<'_> {
 /// What a service is made of beside its address.
 struct ServiceOptions {
     scheduler: schedulers::Chosen,
+    one_packet: bool,
     persistence: Option<Persistence>,
+}
+
+/// What a real server is made of beside its address.
+struct ServerOptions {
+    weight: u32,
+    thresholds: Thresholds,
 }
 
 /// The options that decide together.
@@ -449,8 +448,28 @@ struct ServiceOptions {
 struct Wanted<'g, 'w, 't> {
     scheduler: Option<&'g Given<'w, 't>>,
     flags: Option<&'g Given<'w, 't>>,
+    one_packet: Option<&'g Given<'w, 't>>,
     persistent: Option<&'g Given<'w, 't>>,
     netmask: Option<&'g Given<'w, 't>>,
+}
+
+/// How the options say that packets reach the real server.
+fn method(given: &[Given<'_, '_>]) -> Method {
+    let found = |option| given.iter().find(|g| g.option == option);
+    if found(Meaning::Masquerade).is_some() {
+        return Method::Masquerade;
+    }
+    if found(Meaning::Tunnel).is_none() {
+        return Method::Direct;
+    }
+    match found(Meaning::TunnelType).and_then(|g| g.value) {
+        Some(kind) => Method::tunnel(kind),
+        None => Method::IpInIp,
+    }
+}
+
+fn said<'w, 't>(given: &Given<'w, 't>) -> Said<'w, 't> {
+    Said { words: given.words.clone(), value: given.value.map(Cow::Borrowed) }
 }
 
 /// The place of a word in its line, of which it is a part.

@@ -25,7 +25,8 @@ pub(super) enum Meaning {
     Name,
     OnePacket,
     Weight,
-    Threshold,
+    Upper,
+    Lower,
     RealServer,
 }
 
@@ -192,8 +193,8 @@ pub(super) static VIRTUAL_SERVER: Table = &[
 pub(super) static REAL_SERVER: Table = &[
     ("weight", Read(Meaning::Weight)),
     ("lvs_method", Read(Meaning::Method)),
-    ("uthreshold", Read(Meaning::Threshold)),
-    ("lthreshold", Read(Meaning::Threshold)),
+    ("uthreshold", Read(Meaning::Upper)),
+    ("lthreshold", Read(Meaning::Lower)),
     ("notify_up", Said(&NOTIFY)),
     ("notify_down", Said(&NOTIFY)),
     ("smtp_alert", Said(&NOTIFY)),

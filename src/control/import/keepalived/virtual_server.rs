@@ -3,13 +3,11 @@
 use super::super::address::{ANY_PORT, number};
 use super::super::choices::{self, Said};
 use super::super::draft::{MAX_REAL_ENTRIES, Persistence, Place, Real, Service};
+use super::super::forwarding::{Becomes, Method, becomes, tunnel_option};
 use super::super::ledger::{Ledger, Word, shown};
-use super::super::remarks::{
-    DIRECT, MASQUERADED, OTHER_TUNNEL, direct, encapsulation_option, engine, firewall_mark,
-    masqueraded, not_a_number, one_packet, other_tunnel, same_port, sctp, threshold,
-    translated_port,
-};
+use super::super::remarks::{engine, firewall_mark, not_a_number, same_port, sctp};
 use super::super::report::{Remark, visible};
+use super::super::thresholds::{self, Thresholds};
 use super::group::Group;
 use super::options::{Fate, Meaning, REAL_SERVER, VIRTUAL_SERVER, fate};
 use super::tree::Statement;
@@ -21,16 +19,6 @@ use std::net::IpAddr;
 
 /// The weight of a server that names none.
 const DEFAULT_WEIGHT: u32 = 1;
-
-/// How packets go to a real server (`lvs_method`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Method {
-    Tunnel,
-    OtherTunnel(String),
-    Direct,
-    /// keepalived's default.
-    Masquerade,
-}
 
 /// Which option of several counts: the last one, and the others are said to be in vain.
 struct Last<'s, 't>(Option<&'s Statement<'t>>);
@@ -52,6 +40,7 @@ struct Options<'s, 't> {
     mask: Last<'s, 't>,
     protocol: Last<'s, 't>,
     name: Last<'s, 't>,
+    one_packet: Last<'s, 't>,
     flags: Vec<&'s Statement<'t>>,
     /// With the weight in force where they stand.
     reals: Vec<(&'s Statement<'t>, u32)>,
@@ -79,18 +68,20 @@ pub(super) fn read(
     ledger.used(&statement.words);
     let options = options(statement, ledger);
     let protocol = self::protocol(options.protocol.0, statement, ledger);
+    // keepalived's default.
     let method = method(options.method.0, ledger).unwrap_or(Method::Masquerade);
     let name = options.name.0.and_then(|option| single(option, ledger));
     let all_v4 = addresses.iter().all(|(vip, _)| vip.is_ipv4());
     let persistence = persistence(&options, all_v4, ledger);
     let place = place(statement);
     let scheduler = choices::scheduler(
-        &place,
         options.scheduler.0.and_then(|option| said(option, ledger)).as_ref(),
         &options.flags.iter().map(|flag| flag_said(flag, ledger)).collect::<Vec<_>>(),
-        persistence.is_some(),
         ledger,
     );
+    let one_packet = options.one_packet.0.map(|option| flag_said(option, ledger));
+    let one_packet =
+        choices::one_packet(one_packet.as_ref(), protocol, persistence.is_some(), ledger);
     let ports: Vec<u16> = addresses.iter().map(|(_, port)| *port).collect();
     let mut reals = Vec::new();
     for (option, weight) in &options.reals {
@@ -120,6 +111,7 @@ pub(super) fn read(
             port: (port != ANY_PORT).then_some(port),
             protocol,
             scheduler: scheduler.clone(),
+            one_packet,
             persistence: persistence.map(prefix),
             reals: reals.clone(),
         });
@@ -200,6 +192,7 @@ fn options<'s, 't>(statement: &'s Statement<'t>, ledger: &mut Ledger) -> Options
         mask: none(),
         protocol: none(),
         name: none(),
+        one_packet: none(),
         flags: Vec::new(),
         reals: Vec::new(),
     };
@@ -219,14 +212,14 @@ fn options<'s, 't>(statement: &'s Statement<'t>, ledger: &mut Ledger) -> Options
                 let name = option.words.get(1).map_or("", |word| &word.text);
                 report(option, engine(name), ledger);
             }
-            Meaning::OnePacket => report(option, one_packet(), ledger),
+            Meaning::OnePacket => options.one_packet.set(option, ledger),
             Meaning::Weight => {
                 weight_option.set(option, ledger);
                 weight = number_of(option, ledger).unwrap_or(DEFAULT_WEIGHT);
             }
             Meaning::RealServer => options.reals.push((option, weight)),
-            // Of real servers only.
-            Meaning::Threshold => report(option, threshold(), ledger),
+            // The table of virtual servers has none.
+            Meaning::Upper | Meaning::Lower => report(option, no_such_option(), ledger),
         }
     }
     options
@@ -253,14 +246,17 @@ fn meaning(
             None
         }
         None => {
-            let remark = Remark::unknown(
-                "keepalived.conf(5) has no such option here",
-                "look at the line; keepalived ignores it too",
-            );
-            report(option, remark, ledger);
+            report(option, no_such_option(), ledger);
             None
         }
     }
+}
+
+fn no_such_option() -> Remark {
+    Remark::unknown(
+        "keepalived.conf(5) has no such option here",
+        "look at the line; keepalived ignores it too",
+    )
 }
 
 /// An option with one value, or `None` with its report.
@@ -364,7 +360,7 @@ fn method(option: Option<&Statement<'_>>, ledger: &mut Ledger) -> Option<Method>
 }
 
 fn tunnel(words: &[Word<'_>], ledger: &mut Ledger) -> Method {
-    let mut method = Method::Tunnel;
+    let mut method = Method::IpInIp;
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
         match word.text.as_ref() {
@@ -372,13 +368,10 @@ fn tunnel(words: &[Word<'_>], ledger: &mut Ledger) -> Method {
                 ledger.used([word]);
                 let kind = rest.next();
                 ledger.used(kind);
-                method = match kind.map(|kind| kind.text.as_ref()) {
-                    Some("ipip") => Method::Tunnel,
-                    kind => Method::OtherTunnel(kind.unwrap_or_default().to_owned()),
-                };
+                method = Method::tunnel(kind.map(|kind| kind.text.as_ref()).unwrap_or_default());
             }
-            "port" => ledger.report([word].into_iter().chain(rest.next()), encapsulation_option()),
-            "nocsum" | "csum" | "remcsum" => ledger.report([word], encapsulation_option()),
+            "port" => ledger.report([word].into_iter().chain(rest.next()), tunnel_option()),
+            "nocsum" | "csum" | "remcsum" => ledger.report([word], tunnel_option()),
             _ => extra_words([word], ledger),
         }
     }
@@ -401,33 +394,26 @@ fn real(
         }
     };
     ledger.used(&option.words);
-    let (own_method, own_weight) = real_options(option, ledger);
-    let method = own_method.as_ref().unwrap_or(inherited);
+    let own = real_options(option, ledger);
+    let method = own.method.as_ref().unwrap_or(inherited);
     let other_port = port != ANY_PORT && ports.iter().any(|vport| *vport != port);
     let mut say = |remark| ledger.report(&option.words, remark);
-    let commented = match method {
-        Method::Masquerade if other_port => {
-            say(translated_port());
+    let commented = match becomes(method, other_port) {
+        Becomes::RealServer => None,
+        Becomes::Comment(comment, remark) => {
+            say(remark);
+            Some(comment)
+        }
+        Becomes::Nothing(remark) => {
+            say(remark);
             return None;
-        }
-        Method::Tunnel => None,
-        Method::OtherTunnel(kind) => {
-            say(other_tunnel(kind));
-            Some(OTHER_TUNNEL)
-        }
-        Method::Direct => {
-            say(direct());
-            Some(DIRECT)
-        }
-        Method::Masquerade => {
-            say(masqueraded());
-            Some(MASQUERADED)
         }
     };
     if other_port {
         say(same_port());
     }
-    Some(Real { place: place(option), address, weight: own_weight.unwrap_or(weight), commented })
+    let (weight, thresholds) = (own.weight.unwrap_or(weight), own.thresholds);
+    Some(Real { place: place(option), address, weight, thresholds, commented })
 }
 
 fn head(option: &Statement<'_>) -> Result<(IpAddr, u16), Remark> {
@@ -446,24 +432,30 @@ fn head(option: &Statement<'_>) -> Result<(IpAddr, u16), Remark> {
     }
 }
 
-fn real_options(option: &Statement<'_>, ledger: &mut Ledger) -> (Option<Method>, Option<u32>) {
-    let mut method_option = Last(None);
-    let mut weight_option = Last(None);
+/// What a `real_server` says itself.
+struct RealOptions {
+    method: Option<Method>,
+    weight: Option<u32>,
+    thresholds: Thresholds,
+}
+
+fn real_options(option: &Statement<'_>, ledger: &mut Ledger) -> RealOptions {
+    let none = || Last(None);
+    let (mut method, mut weight, mut upper, mut lower) = (none(), none(), none(), none());
     for option in option.options() {
         match meaning(option, REAL_SERVER, ledger) {
-            Some(Meaning::Weight) => weight_option.set(option, ledger),
-            Some(Meaning::Method) => method_option.set(option, ledger),
-            Some(Meaning::Threshold) => {
-                // 0 sets none.
-                if option.words.len() == 2 && option.words[1].is("0") {
-                    ledger.used(&option.words);
-                } else {
-                    report(option, threshold(), ledger);
-                }
-            }
+            Some(Meaning::Weight) => weight.set(option, ledger),
+            Some(Meaning::Method) => method.set(option, ledger),
+            Some(Meaning::Upper) => upper.set(option, ledger),
+            Some(Meaning::Lower) => lower.set(option, ledger),
             Some(_) | None => {}
         }
     }
-    let method = method(method_option.0, ledger);
-    (method, weight_option.0.and_then(|option| number_of(option, ledger)))
+    let upper = upper.0.and_then(|option| said(option, ledger));
+    let lower = lower.0.and_then(|option| said(option, ledger));
+    RealOptions {
+        method: self::method(method.0, ledger),
+        weight: weight.0.and_then(|option| number_of(option, ledger)),
+        thresholds: thresholds::read(upper.as_ref(), lower.as_ref(), ledger),
+    }
 }
