@@ -6,7 +6,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 600
 CI_FUZZ_SECONDS ?= 30
-FUZZ_TARGETS := parse tunnel_roundtrip director config_text import
+FUZZ_TARGETS := parse tunnel_roundtrip director icmp_quotes config_text import
 # The targets are safe Rust, so they run without a sanitizer: on stable, and several times as fast.
 # (The public CI has a longer job with CARGO="cargo +nightly" FUZZ_SANITIZER=address.)
 FUZZ_SANITIZER ?= none

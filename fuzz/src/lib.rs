@@ -9,7 +9,7 @@ mod parse;
 mod tunnel_roundtrip;
 
 pub use config_text::config_text;
-pub use director::{Reached, director, director_reaches};
+pub use director::{Reached, director, director_reaches, icmp_quotes, icmp_quotes_reach};
 pub use import::import;
 pub use parse::parse;
 pub use tunnel_roundtrip::tunnel_roundtrip;

@@ -1,6 +1,8 @@
 //! From bytes to a sequence. A step takes eight bytes, so that a mutation changes one step and
 //! leaves the others where they are: the first says what happens, the others how.
 
+mod quotes;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -122,7 +124,7 @@ impl Player {
     }
 
     /// Gives one frame to the core and checks what comes of it.
-    fn receive(&mut self, source: Source, frame: &[u8]) {
+    fn receive(&mut self, source: Source, frame: &[u8]) -> Verdict {
         let frame = &frame[..frame.len().min(MAX_FRAME)];
         let range = HEADROOM..HEADROOM + frame.len();
         self.slot.fill(0x5a);
@@ -148,6 +150,7 @@ impl Player {
         if !frame.is_empty() {
             self.last_frame = frame.to_vec();
         }
+        verdict
     }
 
     fn tick(&mut self) {

@@ -50,6 +50,10 @@ const fn v6(host: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x10, 0, 0, 0, 0, host))
 }
 
+/// Where the director sends outer packets from.
+pub(super) const DIRECTOR_4: IpAddr = v4(0, 5);
+pub(super) const DIRECTOR_6: IpAddr = v6(5);
+
 /// In the order of their [`RealId`]s.
 pub(super) const REALS: [IpAddr; 6] =
     [v4(20, 11), v4(20, 12), v4(30, 21), v6(1), v6(2), v4(40, 31)];
@@ -265,8 +269,13 @@ impl World {
         self.settings.link_mtu.into()
     }
 
+    /// Whether services that can schedule each datagram anew do.
+    pub(super) fn one_packet(&self) -> bool {
+        self.settings.one_packet
+    }
+
     fn real(&self, id: usize) -> RealServer {
-        let source = if REALS[id].is_ipv4() { v4(0, 5) } else { v6(0x5) };
+        let source = if REALS[id].is_ipv4() { DIRECTOR_4 } else { DIRECTOR_6 };
         let link = match id {
             5 if self.settings.unroutable => Link::None,
             _ if id.is_multiple_of(2) => {
