@@ -21,7 +21,7 @@ use super::{Player, client_port, ends};
 const MAX_ERRORS: usize = 48;
 /// Steps of a sequence that cut a quote at every length: each is some hundred errors.
 const MAX_SWEEPS: usize = 2;
-/// Longest quote of such a step, beyond what any header ends at.
+/// Longest quote of such a step, beyond where the headers of any plain packet end.
 const MAX_SWEPT: usize = 160;
 /// Clients whose flows are opened: one sets DF, one does not.
 const TALKERS: u8 = 2;
