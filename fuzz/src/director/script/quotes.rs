@@ -159,8 +159,8 @@ impl Player {
     pub(in super::super) fn play_quotes(&mut self, bytes: &[u8]) {
         let samples = self.open_flows();
         let mut sweeps = 0;
-        let mut steps = bytes.as_chunks::<16>().0.iter().map(Step::read).take(MAX_ERRORS);
-        while let Some(step) = steps.next() {
+        let steps = bytes.as_chunks::<16>().0.iter().map(Step::read).take(MAX_ERRORS);
+        for step in steps {
             if step.flags.later() {
                 self.now = self.now + Duration::from_secs(61);
                 self.tick();
