@@ -201,6 +201,7 @@ fn a_million_mixed_frames_allocate_nothing() {
                 Verdict::Reply { .. } => 2,
                 Verdict::Pass => 3,
                 Verdict::Hold => 4,
+                Verdict::HandedOver => unreachable!("there is one worker"),
                 Verdict::Drop(_) => 5,
             }] += 1;
         }

@@ -98,6 +98,7 @@ impl Topology {
             name: TAP_NAME.into(),
             mtu: 1500,
             queue_length: TapConfig::DEFAULT_QUEUE_LENGTH,
+            queues: 1,
         })?;
         let mac = tap.peer_mac().map(|byte| format!("{byte:02x}")).join(":");
         // First the neighbour: packets come as soon as there is a route.

@@ -5,7 +5,7 @@ use super::destinations::{DestinationKey, Destinations, DestinationsFull};
 use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey};
 use super::tables::{TableWork, members, thresholds};
 use crate::dataplane::conntrack::{FlowRecord, Ticks, Timeouts};
-use crate::dataplane::counters::DestinationCounters;
+use crate::dataplane::counters::{AllCounters, DestinationCounters};
 use crate::dataplane::hash::{HashKey, PersistenceGroup};
 use crate::dataplane::ids::{DestinationId, RealId, VipId};
 use crate::dataplane::packet;
@@ -163,11 +163,7 @@ impl<S: AsRef<[Entry]>> World<S> {
     ///
     /// # Errors
     /// When there are no ids left; then the configuration in force must be entered again.
-    pub fn enter(
-        &mut self,
-        config: &Config,
-        counters: &[DestinationCounters],
-    ) -> Result<(), BuildError> {
+    pub fn enter(&mut self, config: &Config, counters: &AllCounters) -> Result<(), BuildError> {
         self.destinations.begin();
         for service in &config.services {
             let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
@@ -193,7 +189,7 @@ impl<S: AsRef<[Entry]>> World<S> {
         &mut self,
         config: &Config,
         flow: &FlowRecord,
-        counters: &[DestinationCounters],
+        counters: &AllCounters,
     ) -> Option<DestinationId> {
         let vip = self.vip_address(flow.key.vip)?;
         self.address_of(flow.real)?;
@@ -484,7 +480,6 @@ fn persistence(service: &config::Service) -> Option<PersistencePolicy> {
 mod tests {
     use super::*;
     use crate::control::config::parse;
-    use crate::dataplane::counters::Counters;
     use crate::dataplane::time::Time;
 
     const TEXT: &str = "[director]\ninterface = \"eth0\"\n\
@@ -525,17 +520,17 @@ mod tests {
     fn build(
         world: &mut World<Vec<Entry>>,
         config: &Config,
-        counters: &Counters,
+        counters: &AllCounters,
         previous: Option<&Snapshot>,
     ) -> Snapshot {
-        world.enter(config, &counters.destinations).unwrap();
+        world.enter(config, counters).unwrap();
         let survey = survey();
         let around = Surroundings {
             survey: &survey,
             tap_mac: [9; 6],
             client_mac: None,
             cookies: CookieRoot { secret: [1; 16], epoch: 5 },
-            counters: &counters.destinations,
+            counters: counters.destinations(),
         };
         let egress = |target: &PathTarget| match target {
             PathTarget::Direct { .. } => Some(EgressId(1)),
@@ -547,7 +542,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_says_what_the_configuration_says() {
-        let counters = Counters::new(8);
+        let counters = AllCounters::new(8, 1);
         let mut world = world();
         let snapshot = build(&mut world, &config(TEXT), &counters, None);
         let vip = snapshot.services.vip(&packet::address("192.0.2.1".parse().unwrap())).unwrap();
@@ -590,7 +585,7 @@ mod tests {
 
     #[test]
     fn what_is_taken_out_stays_in_force() {
-        let counters = Counters::new(8);
+        let counters = AllCounters::new(8, 1);
         let mut world = world();
         let first = build(&mut world, &config(TEXT), &counters, None);
         let less = TEXT.replace("[[service.real]]\naddress = \"10.0.0.2\"\n", "");
@@ -614,7 +609,7 @@ mod tests {
 
     #[test]
     fn what_a_scheduler_and_a_threshold_remember_is_carried_over_by_name_and_address() {
-        let counters = Counters::new(8);
+        let counters = AllCounters::new(8, 1);
         let mut world = world();
         let text =
             TEXT.replace("10.0.0.2\"", "10.0.0.2\"\nmax_connections = 4\nmin_connections = 2");
@@ -623,14 +618,14 @@ mod tests {
             snapshot.services.services().iter().position(|s| &*s.name == name).unwrap()
         };
         let web = &first.services.services()[service(&first, "web")];
-        let gauge = &counters.destinations[web.destinations[1].index()].inactive;
+        let gauge = &counters.destinations()[web.destinations[1].index()].inactive;
         gauge.add(4);
-        web.note_load(web.destinations[1], &counters.destinations);
+        web.note_load(web.destinations[1], counters.destinations());
         gauge.sub(1);
         let overloaded = |snapshot: &Snapshot| {
             let web = &snapshot.services.services()[service(snapshot, "web")];
             let last = web.members.len() - 1;
-            web.candidates(&counters.destinations, Time::ZERO).is_overloaded(last)
+            web.candidates(counters.destinations(), Time::ZERO).is_overloaded(last)
         };
         assert!(overloaded(&first), "three, after four");
         // The first real server leaves, so that the second has its place.

@@ -51,16 +51,16 @@ pub fn offline_snapshot(
     let reals = Directory::new(entries(REAL_CAPACITY));
     let vips = Directory::new(entries(VIP_CAPACITY));
     let counters =
-        crate::dataplane::counters::Counters::new(super::destinations::DESTINATION_CAPACITY);
+        crate::dataplane::counters::AllCounters::new(super::destinations::DESTINATION_CAPACITY, 1);
     let mut world = World::new(reals, vips, key);
-    world.enter(config, &counters.destinations)?;
+    world.enter(config, &counters)?;
     let survey = Survey::default();
     let around = Surroundings {
         survey: &survey,
         tap_mac: [0; 6],
         client_mac: None,
         cookies: CookieRoot { secret: [0; 16], epoch: 0 },
-        counters: &counters.destinations,
+        counters: counters.destinations(),
     };
     world.snapshot(config, key, &around, |_| None, None)
 }

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod build;
 pub mod config;
+pub mod cores;
 pub mod daemon;
 pub mod destinations;
 pub mod diff;

@@ -8,6 +8,7 @@
 )]
 
 pub mod frames;
+pub mod team;
 
 use std::{collections::VecDeque, net::IpAddr, ops::Range, sync::Arc, time::Duration};
 
@@ -16,7 +17,7 @@ use adit_tunnel::OuterTemplate;
 use adit::dataplane::{
     conntrack::{FlowTable, Slot, Timeouts},
     counters::Counters,
-    director::{Director, Parts},
+    director::{Director, Parts, Team},
     fragments::Fragments,
     hash::{HashKey, PersistenceGroup},
     ids::{DestinationId, RealId, VipId},
@@ -259,6 +260,7 @@ impl World {
             emit_limits: rate_limiter(),
             persistence: persistence.index(),
             counters: Arc::clone(&counters),
+            team: Team::ALONE,
         });
         let (shell, slot) = (TestShell::new(), vec![0; SLOT]);
         Self { director, shell, snapshot, counters, persistence, now, slot }
@@ -278,7 +280,11 @@ impl World {
         match &verdict {
             Verdict::Forward { .. } => director.sent(Account::Forward, result),
             Verdict::Reply { .. } => director.sent(Account::Reply, result),
-            Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => {}
+            Verdict::Fragmented
+            | Verdict::Pass
+            | Verdict::HandedOver
+            | Verdict::Hold
+            | Verdict::Drop(_) => {}
         }
         for account in shell.pending.drain(..) {
             director.sent(account, result);
@@ -293,7 +299,11 @@ impl World {
         let sent = match &verdict {
             Verdict::Forward { egress, range } => Some((*egress, range.clone(), Account::Forward)),
             Verdict::Reply { range, .. } => Some((EgressId::TAP, range.clone(), Account::Reply)),
-            Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => None,
+            Verdict::Fragmented
+            | Verdict::Pass
+            | Verdict::HandedOver
+            | Verdict::Hold
+            | Verdict::Drop(_) => None,
         };
         if let Some((egress, range, account)) = sent {
             outputs.push(Output { egress, bytes: self.slot[range].to_vec(), account });

@@ -92,7 +92,7 @@ impl Checks {
                     forwarded(world, now, before, real, &inner);
                 }
             }
-            Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => {}
+            Verdict::Pass | Verdict::HandedOver | Verdict::Hold | Verdict::Drop(_) => {}
         }
         for output in outputs {
             match (output.account, outer_packet(output.egress, &output.bytes)) {
@@ -121,7 +121,7 @@ impl Checks {
         let worker = world.counters.worker.read();
         assert_eq!((worker.in_flight, worker.held), (0, 0), "{:?}", world.counters);
         assert!(flows(world).is_empty(), "flows outlived their timeouts");
-        for destination in &world.counters.destinations {
+        for destination in world.counters.destinations.iter() {
             let reading = destination.read();
             assert_eq!((reading.active, reading.inactive), (0, 0), "{reading:?}");
         }
@@ -143,6 +143,7 @@ const fn name(verdict: &Verdict) -> &'static str {
         Verdict::Fragmented => "fragmented",
         Verdict::Reply { .. } => "reply",
         Verdict::Pass => "pass",
+        Verdict::HandedOver => "handed over",
         Verdict::Hold => "hold",
         Verdict::Drop(_) => "drop",
     }

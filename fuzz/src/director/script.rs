@@ -139,7 +139,11 @@ impl Player {
                 self.shell.pending.push_back((Account::Forward, None));
             }
             Verdict::Reply { .. } => self.shell.pending.push_back((Account::Reply, None)),
-            Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => {}
+            Verdict::Fragmented
+            | Verdict::Pass
+            | Verdict::HandedOver
+            | Verdict::Hold
+            | Verdict::Drop(_) => {}
         }
         for output in &outputs {
             remember(&mut self.outer, output.egress, &output.bytes);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use adit::dataplane::conntrack::{FlowTable, Slot, Timeouts};
 use adit::dataplane::counters::Counters;
-use adit::dataplane::director::{Director, Parts};
+use adit::dataplane::director::{Director, Parts, Team};
 use adit::dataplane::fragments::Fragments;
 use adit::dataplane::hash::{HashKey, PersistenceGroup};
 use adit::dataplane::ids::{DestinationId, RealId, VipId};
@@ -181,6 +181,7 @@ impl World {
             emit_limits: RateLimiter::new(&settings.limits, [1, 2, 3, 4]),
             persistence: persistence.index(),
             counters: Arc::clone(&counters),
+            team: Team::ALONE,
         });
         let mut world = Self {
             director,

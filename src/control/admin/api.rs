@@ -5,9 +5,10 @@
 
 use crate::control::finding::Finding;
 use crate::dataplane::conntrack::Class;
-use crate::dataplane::counters::{Counters, DestinationReading, WorkerReading};
+use crate::dataplane::counters::{DestinationReading, WorkerReading};
 use crate::io::IoCounters;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// `GET /v1/status`
@@ -33,13 +34,16 @@ pub struct Status {
     pub tap: String,
     /// The client-facing interface.
     pub interface: String,
-    /// How the worker reads the TAP: `multishot` or `poll`.
+    /// How workers read the TAP: `multishot` or `poll`.
     pub engine: String,
     /// Why that one.
     pub engine_reason: String,
-    /// How the kernel agreed to run the worker's ring.
+    /// How the kernel agreed to run the workers' rings.
     pub ring: String,
-    /// What the worker's engine counts, as of its last sign of life.
+    /// How packets are shared out among the workers, and why so where it is not by flow.
+    #[serde(default)]
+    pub steering: String,
+    /// What the workers' engines count, as of their last signs of life.
     pub io: IoCounters,
     /// The error of the last send that failed otherwise than by a full queue, if one ever did.
     pub last_send_error: Option<String>,
@@ -49,25 +53,47 @@ pub struct Status {
     pub active: u64,
     /// Flows in the table that are not.
     pub inactive: u64,
-    /// The same by class, as of the worker's last sign of life.
+    /// The same by class, as of the workers' last signs of life.
     pub flows: FlowsView,
     /// Flows taken over from the process before, at start.
     pub adopted: u64,
-    /// The worker's totals.
+    /// The workers' totals, together.
     pub totals: WorkerReading,
     /// The same in packets: dropped for whatever reason.
     pub dropped: u64,
-    /// Whether received = forwarded + replied + passed + dropped + held + in flight held when it
-    /// was looked at. Between calls into the core it always does; under load one look may fall in
-    /// between.
+    /// Whether received + taken over = forwarded + replied + passed + handed over + dropped + held +
+    /// in flight held for each worker when it was looked at. Between calls into the core it always
+    /// does; under load one look may fall in between.
     pub ledger_balances: bool,
-    /// Milliseconds since the worker said that it is alive.
+    /// Milliseconds since the worker that is silent for longest said that it is alive.
     pub worker_silence_ms: u64,
+    /// Each worker for itself.
+    #[serde(default)]
+    pub workers: Vec<WorkerView>,
     /// What is in force and perhaps not meant, or was so at the start; and `conditions`.
     pub warnings: Vec<OwnedFinding>,
     /// What was wrong with the host at the last look.
     #[serde(default)]
     pub conditions: Vec<OwnedFinding>,
+}
+
+/// One worker of a running director.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// Its number, from 0 on: its queue of the TAP.
+    pub worker: usize,
+    /// Its totals.
+    pub totals: WorkerReading,
+    /// Packets it dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Flows in its table, as of its last sign of life.
+    pub flows: FlowsView,
+    /// What its engine counts, as of its last sign of life.
+    pub io: IoCounters,
+    /// The error of its last send that failed otherwise than by a full queue, if one ever did.
+    pub last_send_error: Option<String>,
+    /// Milliseconds since it said that it is alive.
+    pub silence_ms: u64,
 }
 
 /// Flows in the table by class; those that have expired and wait to be swept are in.
@@ -87,9 +113,8 @@ pub struct FlowsView {
 }
 
 impl FlowsView {
-    /// How many flows of each class `counters` say there are.
-    pub(in crate::control) fn of(counters: &Counters) -> Self {
-        let of = |class| counters.flows(class).get();
+    /// How many flows of each class there are, as `of` says.
+    pub(in crate::control) fn of(of: impl Fn(Class) -> u64) -> Self {
         FlowsView {
             half_open: of(Class::HalfOpen),
             unproven: of(Class::Unproven),
@@ -331,6 +356,7 @@ pub(crate) mod sample {
             engine: String::new(),
             engine_reason: String::new(),
             ring: String::new(),
+            steering: String::new(),
             io: IoCounters::default(),
             last_send_error: None,
             max_connections: 0,
@@ -342,8 +368,21 @@ pub(crate) mod sample {
             dropped: 0,
             ledger_balances: true,
             worker_silence_ms: 0,
+            workers: vec![worker(0)],
             warnings: Vec::new(),
             conditions: Vec::new(),
+        }
+    }
+
+    pub(crate) fn worker(number: usize) -> WorkerView {
+        WorkerView {
+            worker: number,
+            totals: WorkerReading::default(),
+            dropped: BTreeMap::new(),
+            flows: FlowsView::default(),
+            io: IoCounters::default(),
+            last_send_error: None,
+            silence_ms: 0,
         }
     }
 

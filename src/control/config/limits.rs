@@ -37,6 +37,8 @@ pub(super) const DEFAULT_TAP: &str = "adit0";
 pub(super) const DEFAULT_MAX_CONNECTIONS: u32 = 1_000_000;
 /// Fewer than 1024 flows is a test; more than 2^27 is 8 GiB of slots.
 pub(super) const MAX_CONNECTIONS: RangeInclusive<u32> = 1024..=1 << 27;
+/// The kernel's own bound (`MAX_TAP_QUEUES`).
+pub const MAX_WORKERS: u16 = 256;
 /// Frames the kernel queues for the director: 4096 full frames are 6 MiB, a burst of 5 ms at
 /// 10 Gbit/s.
 pub(super) const DEFAULT_TAP_QUEUE: u32 = 4096;

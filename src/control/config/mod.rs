@@ -22,6 +22,7 @@ pub use hash::{ConfigHash, config_hash, services_hash};
 pub use hash_key::{HashKeyError, HashKeyOrigin, LoadedKey};
 pub use limits::{
     DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS, MAX_SERVICES, MAX_VIPS,
+    MAX_WORKERS,
 };
 pub use types::{
     Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Persistence, Ports,

@@ -38,7 +38,7 @@ pub(super) fn read<'t>(mut root: Table<'t>, problems: &'t Problems) -> Option<Co
 
 fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
     let (tap, interface) = devices(&mut t, problems);
-    let workers = workers(&mut t, problems);
+    let workers = workers(&mut t);
     let capture = t.word(
         "capture",
         &[
@@ -127,18 +127,8 @@ fn devices(t: &mut Table<'_>, problems: &Problems) -> (Option<String>, Option<St
     (tap.map(|at| at.value), interface.map(|at| at.value))
 }
 
-fn workers(t: &mut Table<'_>, problems: &Problems) -> u16 {
-    let span = t.get("workers").map(toml::Spanned::span);
-    if let (Some(n), Some(span)) = (t.integer("workers", &(0..=256u16), "a thread each"), span)
-        && n != 1
-    {
-        problems.at(
-            span,
-            format!("`workers = {n}` is not supported yet"),
-            "several queues come with the next version; write 1, or leave the line out",
-        );
-    }
-    1
+fn workers(t: &mut Table<'_>) -> u16 {
+    t.integer("workers", &(0..=limits::MAX_WORKERS), "a thread each; 0: one per core").unwrap_or(1)
 }
 
 fn tunnel(table: Option<Table<'_>>, problems: &Problems) -> (Tunnel, DontFragment) {

@@ -86,7 +86,7 @@ fn refusals() {
         (
             "later",
             format!(
-                "{HEAD}workers = 4\ncapture = \"bridge\"\nannounce = \"route\"\nio = \"pol\"\n"
+                "{HEAD}workers = 300\ncapture = \"bridge\"\nannounce = \"route\"\nio = \"pol\"\n"
             ),
         ),
         (

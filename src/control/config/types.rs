@@ -30,7 +30,7 @@ pub struct Director {
     pub tap: String,
     /// The interface that faces the clients; in bridge capture the bridge itself.
     pub interface: String,
-    /// TAP queues, a thread each.
+    /// TAP queues, a thread each; 0 is one for each core.
     pub workers: u16,
     /// How packets for a VIP come to the TAP.
     pub capture: Capture,

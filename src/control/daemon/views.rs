@@ -19,6 +19,7 @@ use crate::dataplane::packet::{self, protocol};
 use crate::dataplane::persistence::PersistenceKey;
 use crate::dataplane::scheduler::Threshold;
 use crate::dataplane::verdict::DropReason;
+use crate::io::IoCounters;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::UNIX_EPOCH;
@@ -53,10 +54,10 @@ impl Daemon {
     pub fn status(&self) -> Status {
         let state = self.state.borrow();
         let director = &state.config.director;
-        let totals = self.counters.worker.read();
+        let totals = self.counters.totals();
         let (mut active, mut inactive) = (0, 0);
         for (id, _) in state.world.destinations.iter() {
-            if let Some(counters) = self.counters.destinations.get(id.index()) {
+            if let Some(counters) = self.counters.destinations().get(id.index()) {
                 active += counters.active.get();
                 inactive += counters.inactive.get();
             }
@@ -65,7 +66,9 @@ impl Daemon {
         let conditions = state.conditions();
         let seen = state.findings.iter().chain(&conditions);
         warnings.extend(seen.filter(|f| f.severity != Severity::Note).cloned());
-        let silence = self.worker.silence(now()).as_millis();
+        let workers = self.workers.views();
+        let mut io = IoCounters::default();
+        workers.iter().for_each(|worker| io += worker.io);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -83,18 +86,20 @@ impl Daemon {
             interface: director.interface.clone(),
             engine: self.engine.engine.to_string(),
             engine_reason: self.engine.reason.clone(),
-            ring: self.ring.to_owned(),
-            io: self.worker.io_counters(),
-            last_send_error: self.worker.last_send_error().map(|errno| errno.to_string()),
+            ring: self.workers.ring.to_owned(),
+            steering: self.workers.steering.clone(),
+            io,
+            last_send_error: workers.iter().find_map(|worker| worker.last_send_error.clone()),
             max_connections: director.max_connections,
             active,
             inactive,
-            flows: FlowsView::of(&self.counters),
+            flows: FlowsView::of(|class| self.counters.flows(class)),
             adopted: self.adopted,
             totals,
-            dropped: self.counters.dropped.iter().map(|c| c.get()).sum(),
+            dropped: self.counters.dropped_in_all(),
             ledger_balances: self.counters.ledger_balances(),
-            worker_silence_ms: u64::try_from(silence).unwrap_or(u64::MAX),
+            worker_silence_ms: workers.iter().map(|worker| worker.silence_ms).max().unwrap_or(0),
+            workers,
             warnings: warnings.iter().map(OwnedFinding::from).collect(),
             conditions: conditions.iter().map(OwnedFinding::from).collect(),
         }
@@ -111,7 +116,7 @@ impl Daemon {
             }
         }
         drop(state);
-        Reading { status: self.status(), services: self.services(), drops: self.drops(), findings }
+        Reading { status: self.status(), services: self.services(), findings }
     }
 
     /// `GET /v1/services`
@@ -188,7 +193,7 @@ impl Daemon {
         let services = state.snapshot.services.services();
         let Some(service) = services.iter().find(|s| *s.name == *service) else { return false };
         let position = service.destinations.iter().position(|destination| *destination == id);
-        let candidates = service.candidates(&self.counters.destinations, now());
+        let candidates = service.candidates(self.counters.destinations(), now());
         position.is_some_and(|position| candidates.is_overloaded(position))
     }
 
@@ -227,7 +232,7 @@ impl Daemon {
                 given.unwrap_or(Threshold::default_lower(upper))
             }),
             state: condition.to_owned(),
-            counters: known.reading(self.counters.destinations.get(id.index())?),
+            counters: known.reading(&self.counters.destination(id)?),
             source: path.and_then(|p| p.source),
             interface: path.and_then(|p| p.interface.clone()),
             next_hop: path.and_then(|p| p.next_hop),
@@ -237,12 +242,12 @@ impl Daemon {
         })
     }
 
-    /// `GET /v1/connections`: reads the table while the worker writes it; each connection is whole,
+    /// `GET /v1/connections`: reads the tables while the workers write them; each connection is whole,
     /// the page is no moment's picture.
     pub fn connections(&self, filter: &ConnectionFilter) -> Connections {
         let mut connections = Vec::new();
         let begin = usize::try_from(filter.cursor).unwrap_or(usize::MAX);
-        for (number, slot) in self.flows.iter().enumerate().skip(begin) {
+        for (number, slot) in self.flows.iter().copied().flatten().enumerate().skip(begin) {
             if connections.len() >= filter.limit.clamp(1, PAGE) {
                 return Connections { connections, next: Some(number as u64) };
             }
@@ -294,7 +299,7 @@ impl Daemon {
         let drop = |reason: &DropReason| Drop {
             reason: reason.name().to_owned(),
             meaning: reason.meaning().to_owned(),
-            count: self.counters.dropped(*reason).get(),
+            count: self.counters.dropped(*reason),
         };
         Drops { drops: DropReason::ALL.iter().map(drop).collect() }
     }
@@ -303,7 +308,7 @@ impl Daemon {
     pub fn explain(&self, question: &Question) -> Explained {
         let mut explained = {
             let state = self.state.borrow();
-            let live = Live { counters: &self.counters.destinations, now: now() };
+            let live = Live { counters: self.counters.destinations(), now: now() };
             explain::explain(&state.snapshot.services, self.key.key, question, live)
         };
         explained.connection = self.connection_of(question);
@@ -336,7 +341,13 @@ impl Daemon {
                 && key.vip_port == tuple.vip_port
                 && key.protocol == tuple.protocol
         };
-        let flow = self.flows.iter().filter_map(|s| s.read().ok().flatten()).find(ours)?;
+        let flow = self
+            .flows
+            .iter()
+            .copied()
+            .flatten()
+            .filter_map(|s| s.read().ok().flatten())
+            .find(ours)?;
         self.connection(&flow)
     }
 

@@ -3,6 +3,7 @@
 use super::firewall::{Hook, HookChain};
 use super::observe::HostFacts;
 use crate::control::config::{Capture, Config, Ports};
+use crate::control::cores;
 use crate::control::finding::Finding;
 use crate::control::flow_region::PERSISTENCE_CAPACITY;
 use crate::control::netlink::egress::{Egress, KernelReason};
@@ -339,7 +340,8 @@ fn mebibytes(bytes: u64) -> u64 {
 /// Sizes of the region that `config` asks for.
 #[must_use]
 pub fn geometry(config: &Config) -> Geometry {
-    Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY)
+    let workers = u32::from(cores::workers(config));
+    Geometry::new(config.director.max_connections, workers, PERSISTENCE_CAPACITY)
 }
 
 /// Memory that a configuration takes at start, in bytes.

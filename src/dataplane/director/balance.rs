@@ -6,7 +6,7 @@ use super::{
             Class, EndReason, Ended, FlowKey, FlowTable, NewFlow, Observation, Observed, Slot,
             TcpSegment as TrackedSegment,
         },
-        counters::{Counter, Counters, DestinationCounters},
+        counters::{Counters, DestinationCounters, SharedCounter},
         hash::FlowTuple,
         ids::{DestinationId, VipId},
         packet::{self, Datagram, Quote, TcpSegment, protocol, tcp_flag},
@@ -409,7 +409,7 @@ pub(super) enum Refusal {
 }
 
 /// The gauge in which a flow of a class counts.
-const fn gauge(counters: &DestinationCounters, class: Class) -> &Counter {
+const fn gauge(counters: &DestinationCounters, class: Class) -> &SharedCounter {
     if class.is_active() { &counters.active } else { &counters.inactive }
 }
 

@@ -122,7 +122,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         }
         let bytes = datagram.total_len as u64;
         self.parts.counters.worker.received_bytes.add(bytes);
-        if let Some(counters) = self.parts.counters.destinations.get(id.index()) {
+        if let Some(counters) = self.parts.counters.traffic.get(id.index()) {
             counters.packets.add(1);
             counters.bytes.add(bytes);
         }
