@@ -18,7 +18,7 @@ use adit::dataplane::{
     service::{Ports, Protocol},
     verdict::{DropReason, SendResult, Source, Verdict},
 };
-use world::{ServiceSpec, World, frames, frames::Tcp, snapshot};
+use world::{ServiceSpec, World, frames, frames::Tcp, snapshot, team::Workers};
 
 thread_local! {
     /// Allocations of this thread, counted only while it asks for it.
@@ -156,9 +156,9 @@ fn clients_frames() -> Vec<(Source, Vec<u8>)> {
     frames.into_iter().map(|frame| (Source::Tap, frame)).collect()
 }
 
-fn world() -> World {
+fn services() -> Vec<ServiceSpec> {
     let v6 = |address: &str| adit::dataplane::scheduler::Member::up(address.parse().unwrap(), 1);
-    let services = vec![
+    vec![
         ServiceSpec::orders(SchedulerKind::Maglev).persistent(600),
         ServiceSpec {
             protocol: Protocol::Udp,
@@ -175,9 +175,12 @@ fn world() -> World {
             members: vec![v6("2001:db8:20::11"), v6("2001:db8:30::21")],
             ..ServiceSpec::orders(SchedulerKind::Maglev)
         },
-    ];
+    ]
+}
+
+fn world() -> World {
     // Smaller than the number of flows, so that eviction has its turn as well.
-    let mut world = World::new(snapshot(services), 1500);
+    let mut world = World::new(snapshot(services()), 1500);
     world.shell.keep = false;
     world
 }
@@ -221,6 +224,28 @@ fn a_million_mixed_frames_allocate_nothing() {
     }
     assert!(world.counters.ledger_balances());
     assert_eq!(world.counters.worker.received.get(), total as u64);
+}
+
+/// Frames come to any of four workers, so that most are handed over.
+#[test]
+fn workers_that_hand_over_allocate_nothing() {
+    let frames = mixed_frames();
+    let mut world = Workers::new(4, snapshot(services()), 1500);
+    world.forget();
+    let total = 200_000;
+    let allocated = allocations(|| {
+        for (number, (source, frame)) in frames.iter().cycle().take(total).enumerate() {
+            if number % 100 == 0 {
+                world.advance(Duration::from_millis(7));
+            }
+            world.pass(number * 7 % 4, *source, frame);
+        }
+    });
+    assert_eq!(allocated, 0);
+    let totals = world.counters.totals();
+    assert!(totals.taken_over > total as u64 / 3, "{totals:?}");
+    assert_eq!(totals.taken_over, totals.handed_over);
+    assert!(world.counters.ledger_balances());
 }
 
 /// Every scheduler with all its flags, over TCP and, a datagram at a time, over UDP.

@@ -169,8 +169,30 @@ fn io_lines(status: &Status) -> String {
         "ring {}\nframes {} from the TAP, {} from receive sockets  out of slots {}  receive errors {}\n",
         status.ring, io.tap_frames, io.source_frames, io.out_of_slots, io.source_errors,
     );
+    if status.workers.len() > 1 {
+        lines.push_str(&worker_lines(status));
+    }
     if let Some(error) = &status.last_send_error {
         lines.push_str(&format!("last send error {error}\n"));
+    }
+    lines
+}
+
+/// How packets are shared out, and what each worker has of them.
+fn worker_lines(status: &Status) -> String {
+    let mut lines = format!("steering {}\n", status.steering);
+    for worker in &status.workers {
+        let totals = &worker.totals;
+        lines.push_str(&format!(
+            "worker {}  received {}  taken over {}  forwarded {}  handed over {}  dropped {}  silent {} ms\n",
+            worker.worker,
+            totals.received,
+            totals.taken_over,
+            totals.forwarded,
+            totals.handed_over,
+            worker.dropped.values().sum::<u64>(),
+            worker.silence_ms,
+        ));
     }
     lines
 }

@@ -34,7 +34,9 @@ impl TapConfig {
 #[derive(Debug)]
 pub struct Tap {
     /// Its queues, one at least.
-    queues: Box<[OwnedFd]>,
+    queues: Vec<OwnedFd>,
+    /// How many it is to have.
+    wanted: u16,
     name: String,
     index: u32,
     mtu: u32,
@@ -91,7 +93,7 @@ pub enum TapError {
 }
 
 impl Tap {
-    /// Creates the device, sets its MAC, MTU and queue length, and brings it up.
+    /// Creates the device with its first queue, sets its MAC, MTU and queue length, and brings it up.
     ///
     /// The descriptor is non-blocking: kernels before 6.4 lack `FMODE_NOWAIT` on TUN/TAP and would
     /// punt each request of a ring to a worker thread otherwise.
@@ -117,8 +119,6 @@ impl Tap {
             // Without it one would become one more queue of a device that somebody else has.
             _ => attach_queue(&name, IFF_MULTI_QUEUE | IFF_TUN_EXCL)?,
         };
-        let others = (1..config.queues).map(|_| attach_queue(&name, IFF_MULTI_QUEUE));
-        let queues = std::iter::once(Ok(first)).chain(others).collect::<Result<_, _>>()?;
 
         let interface = Interface::named(&name)?;
         interface.set_mac(kernel_mac(&name))?;
@@ -126,7 +126,21 @@ impl Tap {
         interface.set_queue_length(config.queue_length)?;
         interface.set_up()?;
         let index = interface.index()?;
-        Ok(Self { queues, name, index, mtu: config.mtu })
+        let (queues, wanted) = (vec![first], config.queues);
+        Ok(Self { queues, wanted, name, index, mtu: config.mtu })
+    }
+
+    /// Opens the other queues it is to have. Until then all packets come to the first, which is what
+    /// [`super::choose`] needs; and before traffic is led here, since a queue that nobody reads
+    /// holds what comes.
+    ///
+    /// # Errors
+    /// As [`Tap::open`].
+    pub fn attach_queues(&mut self) -> Result<(), TapError> {
+        while self.queues.len() < usize::from(self.wanted) {
+            self.queues.push(attach_queue(&self.name, IFF_MULTI_QUEUE)?);
+        }
+        Ok(())
     }
 
     /// One of its queues, by its number from 0 on.
@@ -271,7 +285,9 @@ mod tests {
     fn has_as_many_queues_as_asked_for_and_shares_none_of_them() {
         in_namespace("has_as_many_queues_as_asked_for_and_shares_none_of_them", || {
             let several = TapConfig { queues: 3, ..config("adit-q") };
-            let tap = Tap::open(&several).unwrap();
+            let mut tap = Tap::open(&several).unwrap();
+            assert_eq!(tap.queues(), 1, "to begin with");
+            tap.attach_queues().unwrap();
             assert_eq!(tap.queues(), 3);
             assert!(tap.queue(2).is_some() && tap.queue(3).is_none());
             // Another director would take part of the packets otherwise.

@@ -130,9 +130,10 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         Some(address) => Some(listener::Bound::new(address).await?),
         None => None,
     };
-    let tap = open_tap(&config, &client).await?;
+    let mut tap = open_tap(&config, &client).await?;
     let engine = io::choose(preference(config.director.io), &tap)?;
     tracing::info!(engine = %engine.engine, reason = engine.reason, "io engine chosen");
+    tap.attach_queues()?;
 
     let workers = cores::workers(&config);
     let counters = AllCounters::new(DESTINATION_CAPACITY, workers);

@@ -5,6 +5,7 @@ use super::state::State;
 use super::{SILENT_TICKS, now};
 use crate::control::admin::api::{FlowsView, WorkerView};
 use crate::control::cores;
+use crate::control::host::BY_THE_KERNEL;
 use crate::dataplane::conntrack::{FlowTable, Slot};
 use crate::dataplane::counters::AllCounters;
 use crate::dataplane::director::{Director, Parts, Team};
@@ -159,7 +160,7 @@ fn steer(tap: &Tap, steering: Steering) -> String {
                 "the kernel spreads packets by its own rule, and workers hand over what is not \
                  theirs: give the director CAP_BPF"
             );
-            format!("by the kernel's own rule ({why})")
+            format!("{BY_THE_KERNEL} ({why})")
         }
     }
 }

@@ -12,6 +12,9 @@ use super::HostFacts;
 /// keeps it from running.
 const SILENCE_MS: u64 = 1000;
 
+/// How the view of the steering begins where it is not the director's.
+pub(crate) const BY_THE_KERNEL: &str = "by the kernel's own rule";
+
 /// What a director tells of itself.
 #[derive(Debug, Clone)]
 pub struct LiveState {
@@ -59,9 +62,13 @@ fn conditions(live: &LiveState, findings: &mut Vec<Finding>) {
 
 fn worker(live: &LiveState, findings: &mut Vec<Finding>) {
     let status = &live.status;
-    if status.worker_silence_ms > SILENCE_MS {
+    for worker in status.workers.iter().filter(|worker| worker.silence_ms > SILENCE_MS) {
+        let who = match status.workers.len() {
+            1 => "the worker".to_owned(),
+            _ => format!("worker {}", worker.worker),
+        };
         findings.push(Finding::error(
-            format!("the worker has been silent for {} ms", status.worker_silence_ms),
+            format!("{who} has been silent for {} ms", worker.silence_ms),
             "something keeps its core busy: look at it with `top -H`, and keep other work off that \
              core",
         ));
@@ -71,6 +78,20 @@ fn worker(live: &LiveState, findings: &mut Vec<Finding>) {
         status.io.source_errors,
         "errors of receive sockets",
         "neighbours' questions or ICMP errors may have been missed; the log says which socket",
+    );
+    if status.steering.starts_with(BY_THE_KERNEL) {
+        findings.push(Finding::warning(
+            format!("packets are shared out {}", status.steering),
+            "workers hand over to each other what is not theirs, which costs a copy: give the \
+             director CAP_BPF, or a kernel that knows TUNSETSTEERINGEBPF (4.16)",
+        ));
+    }
+    counted(
+        findings,
+        live.dropped(DropReason::HandOverFull),
+        "packets dropped on their way to another worker",
+        "that worker cannot keep up: its core is busy with other work, or one client sends more \
+         than a core can carry",
     );
     counted(
         findings,
@@ -291,7 +312,7 @@ mod tests {
         use Severity::{Error, Note, Warning};
         let (live, facts) = good();
         assert_eq!(diagnose(&live, &facts), []);
-        let cases: [Case; 22] = [
+        let cases: [Case; 25] = [
             (
                 |l, _| {
                     let finding = Finding::error("the route of 192.0.2.1 is missing", "wait");
@@ -300,7 +321,21 @@ mod tests {
                 Error,
                 "the route of 192.0.2.1",
             ),
-            (|l, _| l.status.worker_silence_ms = 1500, Error, "silent for 1500 ms"),
+            (
+                |l, _| l.status.workers[0].silence_ms = 1500,
+                Error,
+                "the worker has been silent for 1500 ms",
+            ),
+            (
+                |l, _| {
+                    l.status.workers.push(sample::worker(1));
+                    l.status.workers[1].silence_ms = 1500;
+                },
+                Error,
+                "worker 1 has been silent for 1500 ms",
+            ),
+            (|l, _| l.status.steering = "by the kernel's own rule (x)".into(), Warning, "own rule"),
+            (|l, _| l.drops = drop_of(DropReason::HandOverFull), Warning, "another worker"),
             (|l, _| l.status.io.source_errors = 7, Warning, "7 errors of receive sockets"),
             (|l, _| l.status.totals.events_lost = 7, Warning, "events"),
             (|l, _| l.services[0].reals[0].effective_weight = 0, Error, "service db"),

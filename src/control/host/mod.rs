@@ -10,4 +10,5 @@ pub mod observe;
 pub use judge::{MemoryNeeds, geometry, judge, missing_capabilities, narrow_tap};
 pub use observe::{HostFacts, observe};
 
+pub(crate) use live::BY_THE_KERNEL;
 pub(crate) use observe::capabilities;

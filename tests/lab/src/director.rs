@@ -101,13 +101,15 @@ pub struct Config {
 }
 
 impl Config {
-    /// The lab's defaults: route capture on the client-facing device, one worker, 100 000 flows.
+    /// The lab's defaults: route capture on the client-facing device, one worker (or as many as
+    /// `ADIT_LAB_WORKERS` says), 100 000 flows.
     #[must_use]
     pub fn new() -> Self {
+        let workers = std::env::var("ADIT_LAB_WORKERS").unwrap_or_else(|_| "1".to_owned());
         Self::default()
             .set("tap", &format!("{TAP:?}"))
             .set("interface", &format!("{CLIENT_DEVICE:?}"))
-            .set("workers", "1")
+            .set("workers", &workers)
             .set("max_connections", "100_000")
     }
 
