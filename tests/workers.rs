@@ -167,8 +167,8 @@ fn run(workers: u16, scheduler: SchedulerKind, script: &[Step], seed: u64) -> (S
         for counters in world.counters.workers() {
             assert!(counters.ledger_balances(), "{:?}", counters.worker);
         }
-        let whole = outputs.iter().filter(|o| o.egress != EgressId::TAP);
-        if let Some(output) = whole.filter(|o| o.bytes[20] & 0x40 != 0).next_back()
+        let mut whole = outputs.iter().filter(|o| o.egress != EgressId::TAP);
+        if let Some(output) = whole.rfind(|o| o.bytes[20] & 0x40 != 0)
             && output.bytes.len() > 14 + 600
         {
             last_outer = Some(output.bytes[14..].to_vec());

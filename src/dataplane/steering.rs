@@ -87,7 +87,7 @@ impl Steering {
     /// The part of the range of hashes that a hash lies in.
     #[expect(clippy::cast_possible_truncation, reason = "below `workers`, which is 16 bits wide")]
     const fn worker(self, hash: u32) -> u16 {
-        (hash as u64 * self.workers as u64 >> 32) as u16
+        ((hash as u64 * self.workers as u64) >> 32) as u16
     }
 }
 

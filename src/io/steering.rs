@@ -221,7 +221,6 @@ struct Assembler {
     rule: SteeringRule,
 }
 
-#[expect(clippy::enum_glob_use, reason = "an assembler reads best with short names")]
 use {Label::*, Register::*};
 
 impl Assembler {

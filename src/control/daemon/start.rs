@@ -4,6 +4,7 @@
 //! here before somebody takes it.
 
 use super::state::State;
+use super::workers::FlowTables;
 use super::{Daemon, Started, now, workers};
 use crate::control::admin::server::{Bound, ListenError};
 use crate::control::build::{BuildError, CookieRoot, PathTarget, World};
@@ -181,7 +182,7 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
 /// What an earlier process left, in the terms of this one.
 struct Inherited {
     world: World<&'static [Entry]>,
-    flows: Vec<FlowTable<&'static [Slot]>>,
+    flows: FlowTables,
     persistence: PersistenceTable<&'static [Entry]>,
     /// Flows taken over.
     adopted: u64,
@@ -224,7 +225,7 @@ async fn first_state(
     config: Config,
     client: &Link,
     netlink: &Netlink,
-) -> Result<(State, Vec<FlowTable<&'static [Slot]>>), StartError> {
+) -> Result<(State, FlowTables), StartError> {
     let Inherited { world, flows, persistence, .. } = inherited;
     let answers = answers_there(&config);
     let state = State {
@@ -328,7 +329,7 @@ fn adopt_flows(
     config: &Config,
     steering: Steering,
     counters: &AllCounters,
-) -> Result<(Vec<FlowTable<&'static [Slot]>>, AdoptionReport), StartError> {
+) -> Result<(FlowTables, AdoptionReport), StartError> {
     let addresses: HashMap<VipId, Address> =
         world.vips.iter().map(|(id, vip)| (id, vip.address)).collect();
     let owner = |flow: &FlowRecord| {

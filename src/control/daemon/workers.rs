@@ -35,6 +35,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::RecvError;
 
+/// The flow table of each worker.
+pub(super) type FlowTables = Vec<FlowTable<&'static [Slot]>>;
+
 /// How a worker's packet loop ended; an error where its thread is gone without a word.
 pub(super) type End = Result<Result<IoCounters, EngineError>, RecvError>;
 
@@ -65,7 +68,7 @@ pub(super) fn steering(workers: u16, region_secret: [u8; 16]) -> Steering {
 /// Builds the packet loops with their sockets, and starts them with the first snapshot.
 pub(super) fn start(
     state: &mut State,
-    flows: Vec<FlowTable<&'static [Slot]>>,
+    flows: FlowTables,
     steering: Steering,
     key: HashKey,
     (tap, kind): (&Tap, EngineKind),
