@@ -98,7 +98,8 @@ impl Tap {
     /// The descriptor is non-blocking: kernels before 6.4 lack `FMODE_NOWAIT` on TUN/TAP and would
     /// punt each request of a ring to a worker thread otherwise.
     ///
-    /// Waits up to two seconds for a device that is in use: see [`TapError::Busy`].
+    /// Waits up to two seconds for a device that is in use or of another kind: see
+    /// [`TapError::Busy`].
     ///
     /// # Errors
     /// Says what to do: driver missing, privilege missing, device in use or of another kind.
@@ -106,7 +107,13 @@ impl Tap {
         let deadline = boottime_ns() + BUSY_PATIENCE_NS;
         loop {
             match Self::attach(config) {
-                Err(TapError::Busy { .. }) if boottime_ns() < deadline => pause(),
+                // Of another kind than wanted is also what a killed director with another number of
+                // queues leaves for a moment.
+                Err(TapError::Busy { .. } | TapError::NotATap { .. })
+                    if boottime_ns() < deadline =>
+                {
+                    pause();
+                }
                 result => return result,
             }
         }

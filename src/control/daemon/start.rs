@@ -304,7 +304,7 @@ async fn open_tap(config: &Config, client: &Link) -> Result<Tap, TapError> {
     let deadline = now() + OLD_TAP_GONE;
     loop {
         match Tap::open(&wanted) {
-            Err(TapError::Busy { .. }) if now() < deadline => {
+            Err(TapError::Busy { .. } | TapError::NotATap { .. }) if now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             result => return result,
