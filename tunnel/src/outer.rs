@@ -6,13 +6,14 @@ use core::ops::Range;
 
 use crate::checksum::{Sum, ones_complement_sum};
 use crate::ecn;
+use crate::encapsulation::{Encapsulation, MAX_ENCAPSULATION};
 use crate::error::HeaderError;
 use crate::header::{
-    IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpView, Side, ipv4, ipv6, read_bytes, write_u16,
+    Family, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpView, Side, ipv4, ipv6, read_bytes, write_u16,
 };
 
-/// The most bytes any outer header takes: what a buffer keeps free in front of a packet.
-pub const MAX_OVERHEAD: usize = IPV6_HEADER_LEN;
+/// The most bytes any outer headers take: what a buffer keeps free in front of a packet.
+pub const MAX_OVERHEAD: usize = IPV6_HEADER_LEN + MAX_ENCAPSULATION;
 
 /// The largest value of IPv4's total length and IPv6's payload length, in bytes.
 const MAX_LENGTH_FIELD: usize = u16::MAX as usize;
@@ -116,6 +117,9 @@ pub struct OuterFields {
     pub identification: u16,
     /// IPv6 flow label, see [`flow_label`]; bits above the twentieth are ignored.
     pub flow_label: u32,
+    /// Stable over a flow, a hash of its tuple for instance: the UDP source port of GUE takes its
+    /// lower 14 bits, so that receivers spread flows over queues and never reorder one.
+    pub entropy: u16,
 }
 
 /// Flow label for entropy that is stable over a flow, a hash of its tuple for instance, so that
@@ -136,6 +140,7 @@ const FLOW_LABEL_MASK: u32 = 0x000f_ffff;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OuterTemplate {
     header: Template,
+    encapsulation: Encapsulation,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,11 +156,25 @@ enum Template {
 }
 
 impl OuterTemplate {
-    /// A tunnel from `source` to `destination` whose outer packets start with `hop_limit`.
+    /// A tunnel of IP in IP from `source` to `destination` whose outer packets start with
+    /// `hop_limit`.
     ///
     /// # Errors
     /// The addresses are of different families, or the hop limit is 0.
     pub fn new(source: IpAddr, destination: IpAddr, hop_limit: u8) -> Result<Self, TemplateError> {
+        Self::with(Encapsulation::Ipip, source, destination, hop_limit)
+    }
+
+    /// The same of any kind.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with(
+        encapsulation: Encapsulation,
+        source: IpAddr,
+        destination: IpAddr,
+        hop_limit: u8,
+    ) -> Result<Self, TemplateError> {
         if hop_limit == 0 {
             return Err(TemplateError::ZeroHopLimit);
         }
@@ -168,17 +187,31 @@ impl OuterTemplate {
             }
             _ => return Err(TemplateError::FamilyMismatch { source, destination }),
         };
-        Ok(Self { header })
+        Ok(Self { header, encapsulation })
     }
 
-    /// Bytes the outer header adds to a packet: 20 for IPv4, 40 for IPv6.
+    /// Bytes the outer headers add to a packet: 20 for IPv4, 40 for IPv6, and what the
+    /// encapsulation has of its own.
     #[inline]
     #[must_use]
     pub const fn overhead(&self) -> usize {
+        self.ip_header_len() + self.encapsulation.len()
+    }
+
+    /// Length of the outer IP header.
+    #[inline]
+    const fn ip_header_len(&self) -> usize {
         match self.header {
             Template::V4 { .. } => IPV4_HEADER_LEN,
             Template::V6 { .. } => IPV6_HEADER_LEN,
         }
+    }
+
+    /// How packets are carried.
+    #[inline]
+    #[must_use]
+    pub const fn encapsulation(&self) -> Encapsulation {
+        self.encapsulation
     }
 
     /// Whether the outer header is IPv4.
@@ -223,7 +256,7 @@ impl OuterTemplate {
         }
     }
 
-    /// Writes the outer header into the [`overhead`](Self::overhead) bytes in front of the inner
+    /// Writes the outer headers into the [`overhead`](Self::overhead) bytes in front of the inner
     /// packet, and gives the index where the outer packet starts. It ends where the inner one does.
     ///
     /// `buffer[inner]` is one whole IPv4 or IPv6 packet, of exactly the length that it declares.
@@ -237,6 +270,23 @@ impl OuterTemplate {
         buffer: &mut [u8],
         inner: Range<usize>,
         outer: OuterFields,
+    ) -> Result<usize, EncapError> {
+        self.encapsulate_with(buffer, inner, outer, |_| outer.identification)
+    }
+
+    /// As [`encapsulate`](Self::encapsulate), with an identification that is computed from what
+    /// follows the outer IP header: its first 8 bytes are what every router quotes (RFC 792). It is
+    /// asked for only where the header has one, that is, over IPv4.
+    ///
+    /// # Errors
+    /// See [`EncapError`]; the buffer is unchanged then.
+    #[inline]
+    pub fn encapsulate_with(
+        &self,
+        buffer: &mut [u8],
+        inner: Range<usize>,
+        outer: OuterFields,
+        identification: impl FnOnce(&[u8]) -> u16,
     ) -> Result<usize, EncapError> {
         let Range { start, end } = inner;
         let length = buffer.len();
@@ -252,11 +302,89 @@ impl OuterTemplate {
                 actual: packet.len(),
             });
         }
+        let inner = Inner { family: view.family(), traffic_class: view.traffic_class() };
+        let headroom = Headroom { actual: headroom.len(), needed: self.overhead() };
         match &self.header {
-            Template::V4 { header, sum } => write_ipv4(header, *sum, headroom, &view, outer)?,
-            Template::V6 { header } => write_ipv6(header, headroom, &view, outer)?,
+            Template::V4 { header, sum } => {
+                headroom.check()?;
+                if let IpView::V4 { header: inner, .. } = view
+                    && inner[ipv4::SOURCE..ipv4::SOURCE + 4]
+                        == header[ipv4::DESTINATION..ipv4::DESTINATION + 4]
+                {
+                    return Err(EncapError::FromTunnelExit);
+                }
+                let total = length_field(self.overhead() + packet.len())?;
+                let (front, payload) = self.write_between(buffer, start..end, &inner, outer);
+                let identification = identification(payload);
+                let protocol = self.encapsulation.protocol(inner.family);
+                let fields = OuterFields { identification, ..outer };
+                write_ipv4(header, *sum, front, (total, protocol, inner.traffic_class), fields);
+            }
+            Template::V6 { header } => {
+                headroom.check()?;
+                if let IpView::V6 { header: inner, .. } = view
+                    && inner[ipv6::SOURCE..ipv6::SOURCE + 16]
+                        == header[ipv6::DESTINATION..ipv6::DESTINATION + 16]
+                {
+                    return Err(EncapError::FromTunnelExit);
+                }
+                let length = length_field(self.encapsulation.len() + packet.len())?;
+                let (front, _) = self.write_between(buffer, start..end, &inner, outer);
+                let protocol = self.encapsulation.protocol(inner.family);
+                write_ipv6(header, front, (length, protocol, inner.traffic_class), outer);
+            }
         }
         Ok(start - self.overhead())
+    }
+
+    /// Writes what stands between outer IP header and inner packet. Gives what is in front of it,
+    /// and the outer packet's payload. All lengths have been checked.
+    #[inline]
+    fn write_between<'b>(
+        &self,
+        buffer: &'b mut [u8],
+        packet: Range<usize>,
+        inner: &Inner,
+        outer: OuterFields,
+    ) -> (&'b mut [u8], &'b [u8]) {
+        let length = self.encapsulation.len();
+        if length > 0 {
+            let (front, packet) = buffer[..packet.end].split_at_mut(packet.start);
+            let room = front.len() - length;
+            let addresses = || self.address_sum();
+            let Inner { family, .. } = *inner;
+            self.encapsulation.write(&mut front[room..], packet, family, addresses, outer.entropy);
+        }
+        let (front, payload) = buffer[..packet.end].split_at_mut(packet.start - length);
+        (front, payload)
+    }
+
+    /// Sum of both addresses, for pseudo-headers.
+    fn address_sum(&self) -> Sum {
+        match &self.header {
+            Template::V4 { header, .. } => ones_complement_sum(&header[ipv4::SOURCE..]),
+            Template::V6 { header } => ones_complement_sum(&header[ipv6::SOURCE..]),
+        }
+    }
+}
+
+/// What the outer headers take from the inner one.
+struct Inner {
+    family: Family,
+    traffic_class: u8,
+}
+
+/// Room in front of a packet, in bytes.
+struct Headroom {
+    needed: usize,
+    actual: usize,
+}
+
+impl Headroom {
+    #[inline]
+    const fn check(&self) -> Result<(), EncapError> {
+        let Self { needed, actual } = *self;
+        if actual < needed { Err(EncapError::Headroom { needed, actual }) } else { Ok(()) }
     }
 }
 
@@ -280,28 +408,18 @@ impl Template {
     }
 }
 
+/// Writes an outer IPv4 header to the end of `front`, which has room for it.
 #[inline]
 fn write_ipv4(
     template: &[u8; IPV4_HEADER_LEN],
     sum: Sum,
-    headroom: &mut [u8],
-    inner: &IpView<'_>,
+    front: &mut [u8],
+    (total_length, protocol, inner_traffic_class): (u16, u8, u8),
     outer: OuterFields,
-) -> Result<(), EncapError> {
-    let actual = headroom.len();
-    let Some(header) = headroom.last_chunk_mut::<IPV4_HEADER_LEN>() else {
-        return Err(EncapError::Headroom { needed: IPV4_HEADER_LEN, actual });
-    };
-    if let IpView::V4 { header: inner, .. } = inner
-        && inner[ipv4::SOURCE..ipv4::SOURCE + 4]
-            == template[ipv4::DESTINATION..ipv4::DESTINATION + 4]
-    {
-        return Err(EncapError::FromTunnelExit);
-    }
-    let total_length = length_field(IPV4_HEADER_LEN + inner.length())?;
-    let traffic_class = ecn::outer_traffic_class(inner.traffic_class());
+) {
+    let Some(header) = front.last_chunk_mut::<IPV4_HEADER_LEN>() else { return };
+    let traffic_class = ecn::outer_traffic_class(inner_traffic_class);
     let flags = if outer.dont_fragment { ipv4::DONT_FRAGMENT } else { 0 };
-    let protocol = inner.family().protocol();
     let checksum = sum
         .add_u16(u16::from(traffic_class))
         .add_u16(total_length)
@@ -316,34 +434,23 @@ fn write_ipv4(
     write_u16(header, ipv4::FLAGS, flags);
     header[ipv4::PROTOCOL] = protocol;
     write_u16(header, ipv4::CHECKSUM, checksum);
-    Ok(())
 }
 
+/// Writes an outer IPv6 header to the end of `front`, which has room for it.
 #[inline]
 fn write_ipv6(
     template: &[u8; IPV6_HEADER_LEN],
-    headroom: &mut [u8],
-    inner: &IpView<'_>,
+    front: &mut [u8],
+    (payload_length, protocol, inner_traffic_class): (u16, u8, u8),
     outer: OuterFields,
-) -> Result<(), EncapError> {
-    let actual = headroom.len();
-    let Some(header) = headroom.last_chunk_mut::<IPV6_HEADER_LEN>() else {
-        return Err(EncapError::Headroom { needed: IPV6_HEADER_LEN, actual });
-    };
-    if let IpView::V6 { header: inner, .. } = inner
-        && inner[ipv6::SOURCE..ipv6::SOURCE + 16]
-            == template[ipv6::DESTINATION..ipv6::DESTINATION + 16]
-    {
-        return Err(EncapError::FromTunnelExit);
-    }
-    let payload_length = length_field(inner.length())?;
-    let traffic_class = ecn::outer_traffic_class(inner.traffic_class());
+) {
+    let Some(header) = front.last_chunk_mut::<IPV6_HEADER_LEN>() else { return };
+    let traffic_class = ecn::outer_traffic_class(inner_traffic_class);
     let first_word = 6 << 28 | u32::from(traffic_class) << 20 | outer.flow_label & FLOW_LABEL_MASK;
     *header = *template;
     header[..4].copy_from_slice(&first_word.to_be_bytes());
     write_u16(header, ipv6::PAYLOAD_LENGTH, payload_length);
-    header[ipv6::NEXT_HEADER] = inner.family().protocol();
-    Ok(())
+    header[ipv6::NEXT_HEADER] = protocol;
 }
 
 #[inline]
@@ -411,8 +518,12 @@ mod tests {
     /// The exact bytes, once for each family, written by hand from the RFCs.
     #[test]
     fn the_outer_header_is_this() {
-        let fields =
-            OuterFields { dont_fragment: true, identification: 0xbeef, flow_label: 0xfff_abcde };
+        let fields = OuterFields {
+            dont_fragment: true,
+            identification: 0xbeef,
+            flow_label: 0xfff_abcde,
+            entropy: 0,
+        };
         let mut buffer = ipv4_inner(21);
         buffer[41] = 0b1011_1010; // DSCP EF, ECT(0)
         assert_eq!(over_v4().encapsulate(&mut buffer, 40..61, fields), Ok(20));
