@@ -76,7 +76,9 @@ fn offline(args: &ExplainArgs, global: &Global) -> Result<Option<Explained>, Com
     config.services.retain(|service| service.vip == vip.ip());
     let snapshot = offline_snapshot(&config, key)?;
     let question = Question { client: args.client, vip, protocol };
-    Ok(Some(explain(&snapshot.services, key, &question, Live::NOTHING)))
+    let mut explained = explain(&snapshot.services, key, &question, Live::NOTHING);
+    explained.add_tunnel(&config);
+    Ok(Some(explained))
 }
 
 fn live(args: &ExplainArgs, global: &Global) -> Result<Explained, CommandError> {
@@ -92,6 +94,9 @@ fn live(args: &ExplainArgs, global: &Global) -> Result<Explained, CommandError> 
 fn show(explained: &Explained) {
     output::line(&format!("{} -> {}/{}", explained.client, explained.vip, explained.protocol));
     output::line(&explained.answer);
+    if let Some(tunnel) = &explained.tunnel {
+        output::line(&format!("tunnel       {tunnel}"));
+    }
     if let Some(connection) = &explained.connection {
         output::line(&format!(
             "connection   {}, idle {} s, forgotten in {} s",

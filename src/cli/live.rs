@@ -243,7 +243,8 @@ fn service_table(services: &[ServiceView]) -> String {
     under_services(services, &head, |service, real| {
         vec![
             real_endpoint(service, real),
-            "Tunnel".to_owned(),
+            // The words of ipvsadm.
+            if real.tunnel == "direct" { "Route" } else { "Tunnel" }.to_owned(),
             real.weight.to_string(),
             real.counters.active.to_string(),
             real.counters.inactive.to_string(),
@@ -282,15 +283,16 @@ fn threshold_table(services: &[ServiceView]) -> String {
 
 fn path_table(services: &[ServiceView]) -> String {
     let mut reals: Vec<&RealView> = services.iter().flat_map(|s| &s.reals).collect();
-    reals.sort_by_key(|r| r.address);
-    reals.dedup_by_key(|r| r.address);
-    let mut table =
-        TextTable::new(&["Real server", "Source", "By", "Next hop", ">MTU", ">PMTU", "Egress"]);
+    reals.sort_by(|a, b| (a.address, &a.tunnel).cmp(&(b.address, &b.tunnel)));
+    reals.dedup_by(|a, b| (a.address, &a.tunnel) == (b.address, &b.tunnel));
+    let head = ["Real server", "Tunnel", "Source", "By", "Next hop", ">MTU", ">PMTU", "Egress"];
+    let mut table = TextTable::new(&head);
     let address = |a: Option<IpAddr>| a.map_or_else(|| "-".to_owned(), |a| a.to_string());
     for real in reals {
         table.row([
             real.address.to_string(),
-            address(real.source),
+            real.tunnel.clone(),
+            output::sources(real.tunnel == "direct", &real.sources),
             real.interface.clone().unwrap_or_else(|| "-".to_owned()),
             address(real.next_hop),
             real.link_mtu.to_string(),

@@ -1,29 +1,28 @@
 //! From a configuration and a look at the host to the one snapshot the core works with.
 
-use super::config::{self, Config, DontFragment};
+use super::config::{self, Config, DontFragment, RealTunnel};
 use super::destinations::{DestinationKey, Destinations, DestinationsFull};
-use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey};
+use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey, Wanted};
 use super::tables::{TableWork, members, thresholds};
 use crate::dataplane::conntrack::{FlowRecord, Ticks, Timeouts};
 use crate::dataplane::counters::DestinationCounters;
 use crate::dataplane::hash::{HashKey, PersistenceGroup};
 use crate::dataplane::ids::{DestinationId, RealId, VipId};
 use crate::dataplane::packet;
-use crate::dataplane::region::{Directory, DirectoryFull, Entry, RealIdentity, VipIdentity};
+use crate::dataplane::region::{
+    Directory, DirectoryFull, Entry, RealIdentity, TunnelIdentity, VipIdentity,
+};
 use crate::dataplane::scheduler::table::{TableCache, TableError};
 use crate::dataplane::service::{
     DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable,
 };
-use crate::dataplane::snapshot::{Destination, Link, RealServer, RealServers, Snapshot};
+use crate::dataplane::snapshot::{Destination, Link, Outers, RealServer, RealServers, Snapshot};
 use crate::dataplane::verdict::EgressId;
 use adit_tunnel::OuterTemplate;
 use siphasher::sip::SipHasher24;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
-
-/// Kind of tunnel in the region's directory: IP in IP.
-const TUNNEL_IPIP: u8 = 1;
 
 /// Why there is no snapshot for a configuration. All of these are limits; a configuration that
 /// keeps them cannot fail.
@@ -141,11 +140,23 @@ impl<S: AsRef<[Entry]>> World<S> {
         }
     }
 
-    /// Addresses of all real servers that need a way: configured ones and those that drain.
-    pub fn real_addresses(&self, config: &Config) -> Vec<IpAddr> {
-        let mut all: BTreeSet<IpAddr> = config.real_addresses().into_iter().collect();
-        all.extend(self.destinations.iter().filter_map(|(_, k)| self.address_of(k.key.real)));
-        all.into_iter().collect()
+    /// The ways that are needed: to configured real servers and to those that drain.
+    pub fn wanted_paths(&self, config: &Config) -> Wanted {
+        let mut reals: BTreeSet<_> = config.real_tunnels().into_iter().collect();
+        reals.extend(self.destinations.iter().filter_map(|(_, k)| self.way_of(k.key.real)));
+        let mut vips: BTreeSet<_> = config.vips().into_iter().collect();
+        vips.extend(self.destinations.iter().filter_map(|(_, k)| self.vip_address(k.key.vip)));
+        Wanted {
+            reals: reals.into_iter().collect(),
+            sources: config.tunnel.sources().collect(),
+            vips: vips.into_iter().collect(),
+        }
+    }
+
+    /// The address of a real server, and how packets to it are carried.
+    pub fn way_of(&self, real: RealId) -> Option<(IpAddr, RealTunnel)> {
+        let identity = self.reals.get(real)?;
+        Some((packet::ip_addr(&identity.address), tunnel_of(identity.tunnel)?))
     }
 
     /// The address of a real server.
@@ -172,7 +183,7 @@ impl<S: AsRef<[Entry]>> World<S> {
         for service in &config.services {
             let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
             for real in &service.reals {
-                let real = self.intern_real(real.address)?;
+                let real = self.intern_real(real.address, real.tunnel)?;
                 let key = DestinationKey { service: service.name.clone(), vip, real };
                 let destination = Destination {
                     real,
@@ -219,8 +230,13 @@ impl<S: AsRef<[Entry]>> World<S> {
     ///
     /// # Errors
     /// When there are no ids left.
-    pub fn intern_real(&mut self, address: IpAddr) -> Result<RealId, DirectoryFull> {
-        self.reals.intern(RealIdentity { address: packet::address(address), tunnel: TUNNEL_IPIP })
+    pub fn intern_real(
+        &mut self,
+        address: IpAddr,
+        tunnel: RealTunnel,
+    ) -> Result<RealId, DirectoryFull> {
+        let tunnel = tunnel_identity(tunnel);
+        self.reals.intern(RealIdentity { address: packet::address(address), tunnel })
     }
 
     /// Lends the placement tables, to have those of `config` built beside the runtime. Until they
@@ -287,8 +303,9 @@ impl<S: AsRef<[Entry]>> World<S> {
             let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
             let members = members(service);
             let mut destinations = Vec::with_capacity(members.len());
-            for member in &members {
-                let real = self.intern_real(member.address)?;
+            for (member, real) in members.iter().zip(&service.reals) {
+                debug_assert_eq!(member.address, real.address, "members are in their order");
+                let real = self.intern_real(member.address, real.tunnel)?;
                 let key = DestinationKey { service: service.name.clone(), vip, real };
                 destinations.push(self.destinations.id(&key).ok_or(DestinationsFull)?);
             }
@@ -327,18 +344,18 @@ impl<S: AsRef<[Entry]>> World<S> {
         around: &Surroundings<'_>,
         egress: impl Fn(&PathTarget) -> Option<EgressId>,
     ) -> RealServers {
-        let paths: BTreeMap<IpAddr, &RealPath> =
-            around.survey.paths.iter().map(|path| (path.address, path)).collect();
+        let paths: BTreeMap<(IpAddr, RealTunnel), &RealPath> =
+            around.survey.paths.iter().map(|path| ((path.address, path.tunnel), path)).collect();
         let mut by_id: Vec<Option<RealServer>> = Vec::new();
         for (_, known) in self.destinations.iter() {
             let id = known.key.real;
-            let Some(path) = self.address_of(id).and_then(|address| paths.get(&address)) else {
+            let Some(path) = self.way_of(id).and_then(|way| paths.get(&way)) else {
                 continue;
             };
             if by_id.len() <= id.index() {
                 by_id.resize(id.index() + 1, None);
             }
-            by_id[id.index()] = real_server(config, path, id, around.cookies, &egress);
+            by_id[id.index()] = Some(real_server(config, path, id, around.cookies, &egress));
         }
         by_id.into()
     }
@@ -348,7 +365,7 @@ impl<S: AsRef<[Entry]>> World<S> {
 /// for IPv4 and IPv6 packets where IPsec policies shall see them.
 pub fn path_targets(path: &RealPath, hop_limit: u8) -> impl Iterator<Item = PathTarget> {
     let destination = path.address;
-    let (first, second) = match (path.egress, path.source) {
+    let (first, second) = match (path.egress, path.sources.first().copied()) {
         (Egress::Direct(direct), _) => {
             (Some(PathTarget::Direct { interface: direct.ifindex }), None)
         }
@@ -356,7 +373,8 @@ pub fn path_targets(path: &RealPath, hop_limit: u8) -> impl Iterator<Item = Path
             Egress::Kernel(KernelReason::NoRoute | KernelReason::Refused | KernelReason::Local),
             _,
         )
-        | (Egress::Kernel(_), None) => (None, None),
+        | (Egress::Kernel(_), None)
+        | (Egress::None(_), _) => (None, None),
         (Egress::Kernel(KernelReason::Ipsec | KernelReason::IpsecUnknown), Some(source)) => {
             let [ipv4, ipv6] = [adit_tunnel::PROTOCOL_IPV4, adit_tunnel::PROTOCOL_IPV6]
                 .map(|protocol| PathTarget::Protected { destination, source, protocol, hop_limit });
@@ -375,18 +393,19 @@ fn real_server(
     id: RealId,
     cookies: CookieRoot,
     egress: impl Fn(&PathTarget) -> Option<EgressId>,
-) -> Option<RealServer> {
-    // Without a source there is no outer header to write. Its flows stay, and their packets are
-    // dropped as "no_egress" until there is a route.
-    let source = path.source.unwrap_or(match path.address {
-        IpAddr::V4(_) => IpAddr::from([0; 4]),
-        IpAddr::V6(_) => IpAddr::from([0; 16]),
-    });
-    let template = OuterTemplate::new(source, path.address, config.tunnel.ttl).ok()?;
+) -> RealServer {
+    let outers = outers(path, config.tunnel.ttl);
     let mut open = path_targets(path, config.tunnel.ttl).map(|target| egress(&target));
     let link = match (path.egress, open.next().flatten(), open.next().flatten()) {
         (Egress::Direct(direct), Some(egress), _) => {
-            Link::Direct { egress, header: link_header(&direct, path.address) }
+            let header = link_header(&direct, path.address);
+            match header.first_chunk() {
+                Some(macs) if path.tunnel == RealTunnel::Direct => {
+                    Link::Segment { egress, macs: *macs }
+                }
+                _ if outers.encapsulation().is_some() => Link::Direct { egress, header },
+                _ => Link::None,
+            }
         }
         // One of two that could not be opened must not send the other's packets past a policy.
         (Egress::Kernel(KernelReason::Ipsec | KernelReason::IpsecUnknown), ipv4, ipv6) => {
@@ -396,15 +415,47 @@ fn real_server(
             }
         }
         (Egress::Kernel(_), Some(egress), _) => Link::Kernel { egress },
-        (Egress::Direct(_) | Egress::Kernel(_), None, _) => Link::None,
+        (Egress::Direct(_) | Egress::Kernel(_), None, _) | (Egress::None(_), _, _) => Link::None,
     };
-    Some(RealServer {
-        template,
+    RealServer {
+        outers,
         link,
         // Devices with more than 65535 (loopback) carry any IP packet there is.
         link_mtu: u16::try_from(path.mtu).unwrap_or(u16::MAX),
         cookie_secrets: cookies.secrets(id),
-    })
+    }
+}
+
+/// The outer headers towards a real server. Without a source there is none to write: its flows stay,
+/// and their packets are dropped as "no_egress" until there is a route.
+fn outers(path: &RealPath, hop_limit: u8) -> Outers {
+    let Some(kind) = path.tunnel.encapsulation() else { return Outers::default() };
+    // Sources are of the real server's family, and a hop limit of 0 is no configuration's.
+    let template = |source| OuterTemplate::with(kind, source, path.address, hop_limit).ok();
+    path.sources.iter().copied().filter_map(template).collect()
+}
+
+/// How a way is named in the region's directory.
+fn tunnel_identity(tunnel: RealTunnel) -> TunnelIdentity {
+    let (kind, port, checksum) = match tunnel {
+        RealTunnel::Ipip => return TunnelIdentity::IPIP,
+        RealTunnel::Gre { checksum } => (2, 0, checksum),
+        RealTunnel::Gue { port, checksum } => (3, port, checksum),
+        RealTunnel::Direct => (4, 0, false),
+    };
+    TunnelIdentity { kind, port, checksum }
+}
+
+/// The reverse; `None` for one that this version does not know.
+fn tunnel_of(identity: TunnelIdentity) -> Option<RealTunnel> {
+    let TunnelIdentity { kind, port, checksum } = identity;
+    match kind {
+        1 => Some(RealTunnel::Ipip),
+        2 => Some(RealTunnel::Gre { checksum }),
+        3 => Some(RealTunnel::Gue { port, checksum }),
+        4 => Some(RealTunnel::Direct),
+        _ => None,
+    }
 }
 
 fn link_header(direct: &DirectPath, outer: IpAddr) -> [u8; 14] {
@@ -505,7 +556,8 @@ mod tests {
     fn path(address: &str, egress: Egress) -> RealPath {
         RealPath {
             address: address.parse().unwrap(),
-            source: Some(IpAddr::from([10, 0, 0, 254])),
+            tunnel: RealTunnel::Ipip,
+            sources: vec![IpAddr::from([10, 0, 0, 254])],
             mtu: 1500,
             interface: Some("eth0".into()),
             next_hop: None,
@@ -567,7 +619,7 @@ mod tests {
         for reason in [KernelReason::Ipsec, KernelReason::IpsecUnknown] {
             let path = path("10.0.0.1", Egress::Kernel(reason));
             let targets: Vec<_> = path_targets(&path, 33).collect();
-            let [destination, source] = [path.address, path.source.unwrap()];
+            let [destination, source] = [path.address, path.sources[0]];
             let protected =
                 |protocol| PathTarget::Protected { destination, source, protocol, hop_limit: 33 };
             assert_eq!(targets, [protected(4), protected(41)]);
@@ -581,11 +633,71 @@ mod tests {
                     }
                     PathTarget::Direct { .. } | PathTarget::Kernel { .. } => None,
                 };
-                real_server(&config, &path, RealId(0), cookies, egress).unwrap().link
+                real_server(&config, &path, RealId(0), cookies, egress).link
             };
             let both = Link::Protected { ipv4: EgressId(4), ipv6: EgressId(41) };
             assert_eq!([link(&[4, 41]), link(&[4]), link(&[41])], [both, Link::None, Link::None]);
         }
+    }
+
+    #[test]
+    fn one_address_by_two_kinds_is_two_real_servers() {
+        let counters = Counters::new(8);
+        let mut world = world();
+        let two = TEXT
+            .replacen("address = \"10.0.0.1\"", "address = \"10.0.0.1\"\ntunnel = \"gre\"", 1)
+            .replace("10.0.0.2\"", "10.0.0.2\"\ntunnel = \"direct\"");
+        let config = config(&two);
+        world.enter(&config, &counters.destinations).unwrap();
+        let gre = RealTunnel::Gre { checksum: false };
+        let wanted = world.wanted_paths(&config);
+        let [one, two] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
+        let reals = [(one, RealTunnel::Ipip), (one, gre), (two, RealTunnel::Direct)];
+        assert_eq!(wanted.reals, reals);
+
+        let direct = DirectPath { ifindex: 3, source_mac: [1; 6], next_hop_mac: [2; 6] };
+        let way = |(address, tunnel): (IpAddr, _)| RealPath {
+            address,
+            tunnel,
+            sources: vec![IpAddr::from([10, 0, 0, 253]), IpAddr::from([10, 0, 0, 254])],
+            ..path("10.0.0.1", Egress::Direct(direct))
+        };
+        let survey = Survey { paths: reals.into_iter().map(way).collect(), next_hops: Vec::new() };
+        let around = Surroundings {
+            survey: &survey,
+            tap_mac: [9; 6],
+            client_mac: None,
+            cookies: CookieRoot { secret: [1; 16], epoch: 5 },
+            counters: &counters.destinations,
+        };
+        let snapshot = world
+            .snapshot(&config, HashKey::DEFAULT, &around, |_| Some(EgressId(1)), None)
+            .unwrap();
+        let real = |way| {
+            let id = snapshot.reals.iter().find(|(id, _)| world.way_of(*id) == Some(way));
+            id.unwrap().1
+        };
+        assert_eq!(real(reals[0]).outers.encapsulation(), Some(adit_tunnel::Encapsulation::Ipip));
+        assert_eq!(real(reals[1]).outers.iter().count(), 2, "a header for each source");
+        assert_eq!(real(reals[1]).outers.overhead(), 24);
+        assert_eq!(real(reals[2]).outers.encapsulation(), None);
+        let macs = [2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1];
+        assert_eq!(real(reals[2]).link, Link::Segment { egress: EgressId(1), macs });
+    }
+
+    #[test]
+    fn ways_survive_the_directory() {
+        for tunnel in [
+            RealTunnel::Ipip,
+            RealTunnel::Gre { checksum: false },
+            RealTunnel::Gre { checksum: true },
+            RealTunnel::Gue { port: 6080, checksum: false },
+            RealTunnel::Gue { port: 65_535, checksum: true },
+            RealTunnel::Direct,
+        ] {
+            assert_eq!(tunnel_of(tunnel_identity(tunnel)), Some(tunnel));
+        }
+        assert_eq!(tunnel_of(TunnelIdentity { kind: 5, ..TunnelIdentity::IPIP }), None);
     }
 
     #[test]

@@ -48,7 +48,8 @@ pub fn changes(
     flows: impl Fn(&str, Option<IpAddr>) -> u64,
 ) -> Vec<Change> {
     let mut changes = Vec::new();
-    if old.tunnel != new.tunnel {
+    let outer = |c: &Config| (c.tunnel.sources().collect::<Vec<_>>(), c.tunnel.ttl);
+    if outer(old) != outer(new) {
         changes.push(Change {
             what: "[tunnel] differs".to_owned(),
             effect: "holds for the next packet of every connection".to_owned(),
@@ -191,6 +192,17 @@ fn real_changes(
             }
             (Some(_) | None, Some(_) | None) => {}
         }
+        let tunnel = |s: &Service| s.reals.iter().find(|r| r.address == address).map(|r| r.tunnel);
+        if let (Some(before), Some(after)) = (tunnel(old), tunnel(new))
+            && before != after
+        {
+            push(
+                format!("real server {address} tunnel {before} -> {after}"),
+                "connections there are go on by the way they began, as draining ones; new ones go \
+                 by the new one",
+                connections,
+            );
+        }
         let thresholds = |s: &Service| {
             let real = s.reals.iter().find(|r| r.address == address)?;
             Some((real.max_connections, real.min_connections))
@@ -244,6 +256,16 @@ mod tests {
                 "10.0.0.2\"",
                 "10.0.0.2\"\nmax_connections = 9\nmin_connections = 5",
                 "real server 10.0.0.2 threshold none -> 9 down to 5 [0]",
+            ),
+            (
+                "10.0.0.2\"",
+                "10.0.0.2\"\ntunnel = \"gue\"",
+                "real server 10.0.0.2 tunnel ipip -> gue port 6080 [3] connections there are go on",
+            ),
+            (
+                "\"eth0\"\n",
+                "\"eth0\"\n[tunnel]\nsource = [\"10.9.0.1\", \"10.9.0.2\"]\n",
+                "[tunnel] differs [14]",
             ),
             ("port = 80", "port = 80\nscheduler = \"wrr\"", "web: scheduler maglev -> wrr [0]"),
             ("port = 80", "port = 80\ntimeouts = { udp = \"9s\" }", "web: timeouts differ [7]"),

@@ -79,6 +79,16 @@ impl Live<'_> {
     pub const NOTHING: Live<'static> = Live { counters: &[], now: Time::ZERO };
 }
 
+impl Explained {
+    /// Adds how packets to the real server are carried, which `config` says.
+    pub fn add_tunnel(&mut self, config: &Config) {
+        let service = config.services.iter().find(|s| Some(&s.name) == self.service.as_ref());
+        let reals = service.map(|s| s.reals.as_slice()).unwrap_or_default();
+        let real = reals.iter().find(|real| Some(real.address) == self.real);
+        self.tunnel = real.map(|real| real.tunnel.to_string());
+    }
+}
+
 /// How a new flow would be placed. Flows and persistence that exist already are the live
 /// director's to add.
 #[must_use]
@@ -97,6 +107,7 @@ pub fn explain(
         key_of: None,
         choice: None,
         real: None,
+        tunnel: None,
         connection: None,
         persisted: None,
         answer: String::new(),

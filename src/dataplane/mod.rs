@@ -24,5 +24,6 @@ pub mod scheduler;
 pub mod service;
 mod slot_index;
 pub mod snapshot;
+pub mod spread;
 pub mod time;
 pub mod verdict;

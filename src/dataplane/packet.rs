@@ -57,6 +57,14 @@ pub mod tcp_flag {
 /// four (RFC 8200 §4.1 lists each once, destination options twice).
 const EXTENSION_HEADER_BOUND: usize = 8;
 
+/// Identification of an IPv4 packet that was parsed; 0 for IPv6.
+pub fn ipv4_identification(packet: &[u8]) -> u16 {
+    match packet {
+        [first, _, _, _, high, low, ..] if first >> 4 == 4 => u16::from_be_bytes([*high, *low]),
+        _ => 0,
+    }
+}
+
 /// An address of either family: IPv4 as IPv4-mapped IPv6.
 pub type Address = [u8; 16];
 

@@ -42,19 +42,18 @@ const WRONG_COOKIES_MAX: u16 = 16;
 const WRONG_COOKIES_MAX_WITH_FLOW: u16 = 256;
 /// The minute.
 const WRONG_COOKIES_WINDOW: Duration = Duration::from_secs(60);
-/// Protocol numbers of packets in our tunnels: IPv4 and IPv6.
-const TUNNEL_PROTOCOLS: [u8; 2] = [adit_tunnel::PROTOCOL_IPV4, adit_tunnel::PROTOCOL_IPV6];
 /// What links there are, for routers that do not say their MTU (RFC 1191 §7.1), from the top.
 const PLATEAUS: [u16; 10] = [65535, 32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296];
 
-/// Identification of an outer IPv4 packet with DF: the XOR-fold of the first 8 bytes of the inner
-/// packet, and a secret. RFC 6864 §4.1 leaves the field free there; 0 is avoided, since some
+/// Identification of an outer IPv4 packet with DF: the XOR-fold of the first 8 bytes behind the outer
+/// header, and a secret. RFC 6864 §4.1 leaves the field free there; 0 is avoided, since some
 /// middleboxes fill it in.
 ///
-/// The bytes hold the inner length and identification (IPv4) or flow label (IPv6), nothing that a
-/// router changes under way.
-pub fn cookie(inner: &[u8], secret: u16) -> u16 {
-    let pairs = inner.as_chunks().0.iter().take(4);
+/// With IP in IP the bytes hold the inner length and identification (IPv4) or flow label (IPv6), with
+/// GRE its header, with GUE ports, length and checksum of UDP: nothing that a router changes under
+/// way.
+pub fn cookie(payload: &[u8], secret: u16) -> u16 {
+    let pairs = payload.as_chunks().0.iter().take(4);
     match pairs.fold(secret, |folded, pair| folded ^ u16::from_be_bytes(*pair)) {
         0 => 0xffff,
         cookie => cookie,
@@ -198,8 +197,8 @@ impl Claim<'_> {
     }
 
     fn cookie_is_right(&self, secrets: [u16; 2]) -> bool {
-        let inner = &self.quoted[self.message.quote.header_len..];
-        secrets.iter().any(|secret| cookie(inner, *secret) == self.message.quote.identification)
+        let payload = &self.quoted[self.message.quote.header_len..];
+        secrets.iter().any(|secret| cookie(payload, *secret) == self.message.quote.identification)
     }
 
     /// The MTU that is claimed, if it is one that can be: floored, and guessed where an old router
@@ -234,9 +233,9 @@ fn saturating_u16(mtu: u32) -> u16 {
 }
 
 /// The flow of the packet in the tunnel, if the quote reaches to its ports and it is no later
-/// fragment.
-fn inner_quote(outer: &Quote, quoted: &[u8]) -> Option<InnerQuote> {
-    let bytes = &quoted[outer.header_len..];
+/// fragment. `between` bytes stand between it and the outer IP header.
+fn inner_quote(outer: &Quote, quoted: &[u8], between: usize) -> Option<InnerQuote> {
+    let bytes = quoted.get(outer.header_len + between..)?;
     let inner = Quote::parse(bytes).ok()?;
     let (source_port, destination_port) = inner.ports(bytes)?;
     Some(InnerQuote {
@@ -307,19 +306,23 @@ impl PathMtus {
             Ok(Message::EchoRequest | Message::Unsupported) => return OuterError::NotOurs,
             Err(reason) => return OuterError::Malformed(reason),
         };
-        if !TUNNEL_PROTOCOLS.contains(&message.quote.protocol) {
-            return OuterError::NotOurs;
-        }
         let quote = &message.quote;
         let mut outcome = OuterError::NotOurs;
-        // Two ids share a tunnel only while one that was removed still has flows.
+        let quoted = &packet[message.quote_range()];
+        // Two ids share a tunnel while one that was removed still has flows, and where one address
+        // is reached by several kinds: what the packet is tells those apart.
         for (real, server) in snapshot.reals.of_tunnel(&quote.source, &quote.destination) {
+            let payload = &quoted[quote.header_len..];
+            let kind = server.outers.encapsulation();
+            let Some(kind) = kind.filter(|kind| kind.wrote(quote.protocol, payload)) else {
+                continue;
+            };
             // An error goes to who sent the packet it is about (RFC 1122 §3.2.2, RFC 4443 §2.2).
             if datagram.destination != quote.source {
                 return OuterError::Malformed(DropReason::Malformed);
             }
-            let quoted = &packet[message.quote_range()];
-            let claim = Claim { message: &message, quoted, inner: inner_quote(quote, quoted) };
+            let inner = inner_quote(quote, quoted, kind.len());
+            let claim = Claim { message: &message, quoted, inner };
             outcome = match self.prove(now, real, server.cookie_secrets, &claim, &mut flow) {
                 Proof::Valid => return self.believe(now, real, server.link_mtu, &claim),
                 Proof::Forged => OuterError::Forged,

@@ -151,7 +151,7 @@ fn position_or_push(list: &mut Vec<IpAddr>, address: IpAddr) -> usize {
 fn real_server(address: IpAddr) -> RealServer {
     let source = if address.is_ipv4() { "10.0.0.5" } else { "2001:db8::5" };
     RealServer {
-        template: OuterTemplate::new(source.parse().unwrap(), address, 64).unwrap(),
+        outers: OuterTemplate::new(source.parse().unwrap(), address, 64).unwrap().into(),
         link: Link::Direct { egress: EgressId(1), header: LINK_HEADER },
         link_mtu: 1500,
         cookie_secrets: [COOKIE_SECRET, COOKIE_SECRET ^ 0xffff],

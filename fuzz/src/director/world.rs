@@ -275,7 +275,7 @@ impl World {
             _ => Link::Kernel { egress: KERNEL },
         };
         RealServer {
-            template: OuterTemplate::new(source, REALS[id], 64).expect("one family"),
+            outers: OuterTemplate::new(source, REALS[id], 64).expect("one family").into(),
             link,
             link_mtu: self.settings.link_mtu,
             cookie_secrets: COOKIE_SECRETS,

@@ -177,13 +177,20 @@ pub struct RealView {
     pub state: String,
     /// Flows and traffic since it was configured.
     pub counters: DestinationReading,
-    /// Outer source address.
+    /// How packets to it are carried: `ipip`, `gre`, `gue port 6080`, the last two perhaps `with
+    /// checksum`, or `direct`.
+    #[serde(default)]
+    pub tunnel: String,
+    /// Outer source address; the first where there are several.
     pub source: Option<IpAddr>,
+    /// All outer source addresses, over which flows spread.
+    #[serde(default)]
+    pub sources: Vec<IpAddr>,
     /// Device its packets leave by.
     pub interface: Option<String>,
     /// Next hop.
     pub next_hop: Option<IpAddr>,
-    /// `direct`, or `kernel` with the reason.
+    /// `direct`, or `kernel` or `none` with the reason.
     pub egress: String,
     /// MTU of the way as this host knows it.
     pub link_mtu: u32,
@@ -290,6 +297,9 @@ pub struct Explained {
     pub choice: Option<serde_json::Value>,
     /// The real server a new flow would go to.
     pub real: Option<IpAddr>,
+    /// How packets to that are carried, in the form of [`RealView::tunnel`].
+    #[serde(default)]
+    pub tunnel: Option<String>,
     /// The connection there is, which goes before any choice; live only.
     pub connection: Option<ConnectionView>,
     /// The real server that persistence remembers for the client; live only.
@@ -372,7 +382,9 @@ pub(crate) mod sample {
             min_connections: None,
             state: "up".to_owned(),
             counters: DestinationReading::default(),
+            tunnel: "ipip".to_owned(),
             source: None,
+            sources: Vec::new(),
             interface: None,
             next_hop: None,
             egress: "direct".to_owned(),

@@ -103,11 +103,7 @@ fn reals(services: &[Placed], tunnel: &Tunnel, problems: &Problems) {
                      address",
                 );
             }
-            let source = match real.address {
-                IpAddr::V4(_) => tunnel.source_v4.map(IpAddr::V4),
-                IpAddr::V6(_) => tunnel.source_v6.map(IpAddr::V6),
-            };
-            if source == Some(real.address) {
+            if tunnel.sources().any(|source| source == real.address) {
                 problems.at(
                     span.clone(),
                     format!("real server {} is the tunnel's own `source`", real.address),

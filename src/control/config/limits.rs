@@ -26,6 +26,9 @@ pub const MAX_REALS: usize = REAL_CAPACITY as usize / 2;
 pub const MAX_VIPS: usize = VIP_CAPACITY as usize / 2;
 /// Ports in one list: a longer one is better written as a range.
 pub(super) const MAX_PORT_LIST: usize = 256;
+/// Outer sources of one family: as many as a receiver has queues, and each has an entry per real
+/// server in the list that errors are looked up in.
+pub(super) const MAX_SOURCES: usize = 64;
 /// Longest service name: it is printed in tables and becomes a metric label.
 pub(super) const MAX_NAME: usize = 63;
 /// Longest Unix socket path (`sun_path` is 108 bytes with its terminator).

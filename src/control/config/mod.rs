@@ -15,6 +15,7 @@ mod limits;
 mod reader;
 mod sections;
 mod service;
+mod tunnel;
 mod types;
 
 pub use error::{ConfigErrors, Problem, RenderStyle};
@@ -23,9 +24,10 @@ pub use hash_key::{HashKeyError, HashKeyOrigin, LoadedKey};
 pub use limits::{
     DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS, MAX_SERVICES, MAX_VIPS,
 };
+pub use tunnel::{RealTunnel, TunnelKind};
 pub use types::{
     Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Persistence, Ports,
-    Protocol, Real, Scheduler, Service, Timeouts, Tunnel, TunnelKind,
+    Protocol, Real, Scheduler, Service, Timeouts, Tunnel,
 };
 
 use reader::{Problems, Table};

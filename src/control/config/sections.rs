@@ -4,9 +4,9 @@ use super::conflicts;
 use super::limits::{self, DurationBounds};
 use super::reader::{At, Problems, Table, Word};
 use super::service;
+use super::tunnel::{TunnelChoice, TunnelKind};
 use super::types::{
     Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Timeouts, Tunnel,
-    TunnelKind,
 };
 use crate::dataplane::rate_limit::RateLimits;
 use std::net::{IpAddr, SocketAddr};
@@ -23,10 +23,10 @@ pub(super) fn read<'t>(mut root: Table<'t>, problems: &'t Problems) -> Option<Co
             None
         }
     };
-    let (tunnel, df) = tunnel(root.table("tunnel", "[tunnel]"), problems);
+    let (tunnel, choice, df) = tunnel(root.table("tunnel", "[tunnel]"), problems);
     let timeouts = timeouts(root.table("timeouts", "[timeouts]"), &default_timeouts());
     let limits = limits(root.table("limits", "[limits]"));
-    let defaults = service::Defaults { timeouts, df };
+    let defaults = service::Defaults { timeouts, df, tunnel: choice };
     let services = service::read_all(root.tables("service", "[[service]]"), &defaults, problems);
     root.finish();
 
@@ -141,17 +141,18 @@ fn workers(t: &mut Table<'_>, problems: &Problems) -> u16 {
     1
 }
 
-fn tunnel(table: Option<Table<'_>>, problems: &Problems) -> (Tunnel, DontFragment) {
+fn tunnel(table: Option<Table<'_>>, problems: &Problems) -> (Tunnel, TunnelChoice, DontFragment) {
     let mut tunnel = Tunnel {
         kind: TunnelKind::Ipip,
-        source_v4: None,
-        source_v6: None,
+        source_v4: Vec::new(),
+        source_v6: Vec::new(),
         ttl: limits::DEFAULT_TTL,
     };
-    let Some(mut t) = table else { return (tunnel, DontFragment::Copy) };
-    if let Some(kind) = t.word("kind", &[Word::Is("ipip", TunnelKind::Ipip)]) {
-        tunnel.kind = kind;
-    }
+    let Some(mut t) = table else {
+        return (tunnel, TunnelChoice::default(), DontFragment::Copy);
+    };
+    let choice = TunnelChoice::read(&mut t, problems, false);
+    tunnel.kind = choice.kind;
     let mut seen: Vec<At<IpAddr>> = Vec::new();
     for source in t.addresses("source") {
         if let Some(reason) = service::not_unicast(source.value) {
@@ -162,27 +163,40 @@ fn tunnel(table: Option<Table<'_>>, problems: &Problems) -> (Tunnel, DontFragmen
             );
             continue;
         }
-        if let Some(first) = seen.iter().find(|s| s.value.is_ipv4() == source.value.is_ipv4()) {
+        if let Some(first) = seen.iter().find(|s| s.value == source.value) {
             problems.between(
                 source.span,
-                "a second `source` of the same family is not supported yet",
+                format!("`source` names {} twice", source.value),
                 (first.span.clone(), "the first"),
-                "several come with several queues; name one IPv4 and one IPv6 address at most",
+                "flows spread evenly over the addresses: name each once",
             );
             continue;
         }
+        let of_family = seen.iter().filter(|s| s.value.is_ipv4() == source.value.is_ipv4());
+        if of_family.count() == limits::MAX_SOURCES {
+            let most = limits::MAX_SOURCES;
+            problems.at(
+                source.span,
+                format!("more than {most} sources of one family"),
+                "as many as real servers have receive queues will do",
+            );
+            break;
+        }
         match source.value {
-            IpAddr::V4(v4) => tunnel.source_v4 = Some(v4),
-            IpAddr::V6(v6) => tunnel.source_v6 = Some(v6),
+            IpAddr::V4(v4) => tunnel.source_v4.push(v4),
+            IpAddr::V6(v6) => tunnel.source_v6.push(v6),
         }
         seen.push(source);
     }
+    // The order in the file means nothing: a flow's source is the same for the same set.
+    tunnel.source_v4.sort_unstable();
+    tunnel.source_v6.sort_unstable();
     if let Some(ttl) = t.integer("ttl", &limits::TTL, "the first router drops a TTL of 0") {
         tunnel.ttl = ttl;
     }
     let df = df(&mut t).unwrap_or(DontFragment::Copy);
     t.finish();
-    (tunnel, df)
+    (tunnel, choice, df)
 }
 
 pub(super) fn df(t: &mut Table<'_>) -> Option<DontFragment> {

@@ -3,6 +3,7 @@
 use super::limits;
 use super::reader::{At, Problems, Table, Word};
 use super::sections::{df, timeouts};
+use super::tunnel::TunnelChoice;
 use super::types::{
     DontFragment, Persistence, Ports, Protocol, Real, Scheduler, Service, Timeouts,
 };
@@ -19,6 +20,7 @@ const DEFAULT_SCHEDULER: Scheduler = Scheduler::Maglev;
 pub(super) struct Defaults {
     pub(super) timeouts: Timeouts,
     pub(super) df: DontFragment,
+    pub(super) tunnel: TunnelChoice,
 }
 
 /// A service with the places that conflicts between services point at.
@@ -69,7 +71,8 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
     };
     let timeouts = timeouts(t.table("timeouts", "`timeouts`"), &defaults.timeouts);
     let df = df(&mut t).unwrap_or(defaults.df);
-    let mut reals = reals(t.tables("real", "[[service.real]]"), problems);
+    let tunnel = TunnelChoice::below(&mut t, problems, defaults.tunnel);
+    let mut reals = reals(t.tables("real", "[[service.real]]"), tunnel, problems);
     for (key, example) in [
         ("name", "name = \"orders-read\""),
         ("vip", "vip = \"198.51.100.10\""),
@@ -174,14 +177,23 @@ fn one_packet_fits(
     true
 }
 
-fn reals(tables: Vec<Table<'_>>, problems: &Problems) -> Vec<(Real, Range<usize>)> {
-    tables.into_iter().filter_map(|table| real(table, problems)).collect()
+fn reals(
+    tables: Vec<Table<'_>>,
+    tunnel: TunnelChoice,
+    problems: &Problems,
+) -> Vec<(Real, Range<usize>)> {
+    tables.into_iter().filter_map(|table| real(table, tunnel, problems)).collect()
 }
 
-fn real(mut t: Table<'_>, problems: &Problems) -> Option<(Real, Range<usize>)> {
+fn real(
+    mut t: Table<'_>,
+    tunnel: TunnelChoice,
+    problems: &Problems,
+) -> Option<(Real, Range<usize>)> {
     let address = t.address("address");
     let weight = t.integer("weight", &limits::WEIGHT, "0 means drained");
     let (max_connections, min_connections) = thresholds(&mut t, problems);
+    let tunnel = TunnelChoice::below(&mut t, problems, tunnel);
     if address.is_none() && t.get("address").is_none() {
         t.missing("address", "address = \"10.20.0.11\"");
     }
@@ -198,7 +210,8 @@ fn real(mut t: Table<'_>, problems: &Problems) -> Option<(Real, Range<usize>)> {
     let weight = weight.unwrap_or(limits::DEFAULT_WEIGHT);
     let address_span = address.span;
     let address = address.value;
-    Some((Real { address, weight, max_connections, min_connections }, address_span))
+    let tunnel = tunnel.towards(address);
+    Some((Real { address, weight, max_connections, min_connections, tunnel }, address_span))
 }
 
 /// `max_connections` and `min_connections` of a real server.

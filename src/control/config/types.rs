@@ -1,5 +1,6 @@
 //! The checked configuration. Every value here has passed the rules of this module's siblings.
 
+use super::tunnel::{RealTunnel, TunnelKind};
 use crate::control::finding::Finding;
 use crate::dataplane::scheduler::SchedulerFlag;
 pub use crate::dataplane::scheduler::SchedulerKind as Scheduler;
@@ -93,22 +94,16 @@ pub enum IoEngine {
 /// The outer header.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Tunnel {
-    /// What the outer packet is.
+    /// How packets are carried, where neither a service nor a real server says it.
     pub kind: TunnelKind,
-    /// Outer source towards IPv4 real servers; by default the route's own.
-    pub source_v4: Option<Ipv4Addr>,
-    /// Outer source towards IPv6 real servers; by default the route's own.
-    pub source_v6: Option<Ipv6Addr>,
+    /// Outer sources towards IPv4 real servers, over which flows spread; by default the route's own.
+    #[serde(serialize_with = "as_one_or_more")]
+    pub source_v4: Vec<Ipv4Addr>,
+    /// Outer sources towards IPv6 real servers; by default the route's own.
+    #[serde(serialize_with = "as_one_or_more")]
+    pub source_v6: Vec<Ipv6Addr>,
     /// Outer TTL or hop limit.
     pub ttl: u8,
-}
-
-/// What the outer packet is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum TunnelKind {
-    /// IP directly in IP (RFC 2003, RFC 2473).
-    Ipip,
 }
 
 /// What happens to Don't Fragment on the outer IPv4 header.
@@ -234,6 +229,26 @@ pub struct Real {
     /// `max_connections`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_connections: Option<u32>,
+    /// How packets to it are carried.
+    #[serde(skip_serializing_if = "RealTunnel::is_ipip")]
+    pub tunnel: RealTunnel,
+}
+
+impl Tunnel {
+    /// Outer sources towards a real server; none where the route's own is taken.
+    #[must_use]
+    pub fn sources_towards(&self, real: IpAddr) -> Vec<IpAddr> {
+        match real {
+            IpAddr::V4(_) => self.source_v4.iter().copied().map(IpAddr::V4).collect(),
+            IpAddr::V6(_) => self.source_v6.iter().copied().map(IpAddr::V6).collect(),
+        }
+    }
+
+    /// All of them.
+    pub fn sources(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.source_v4.iter().copied().map(IpAddr::V4);
+        v4.chain(self.source_v6.iter().copied().map(IpAddr::V6))
+    }
 }
 
 impl Service {
@@ -262,6 +277,16 @@ impl Config {
         vips.sort_unstable();
         vips.dedup();
         vips
+    }
+
+    /// Every real server once with each way in which it is reached, in order.
+    #[must_use]
+    pub fn real_tunnels(&self) -> Vec<(IpAddr, RealTunnel)> {
+        let reals = self.services.iter().flat_map(|s| &s.reals);
+        let mut all: Vec<_> = reals.map(|r| (r.address, r.tunnel)).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Every real server's address once, in order.
@@ -406,6 +431,18 @@ impl fmt::Display for Protocol {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+/// One as it was before there could be more: a configuration with one keeps the hash it has had.
+fn as_one_or_more<T: Serialize, S: Serializer>(
+    list: &[T],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match list {
+        [] => serializer.serialize_none(),
+        [one] => serializer.serialize_some(one),
+        more => more.serialize(serializer),
+    }
 }
 
 fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

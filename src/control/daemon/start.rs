@@ -16,7 +16,6 @@ use crate::control::finding::Finding;
 use crate::control::flow_region::{Before, FlowRegion, FlowRegionError};
 use crate::control::host;
 use crate::control::metrics::listener;
-use crate::control::netlink::egress::FixedSources;
 use crate::control::netlink::links::Link;
 use crate::control::netlink::watch::HostWatch;
 use crate::control::netlink::{Netlink, NetlinkError};
@@ -77,6 +76,9 @@ pub enum StartError {
     /// The TAP would not take what the interface brings.
     #[error("{}: {}", .0.message, .0.help)]
     NarrowTap(Finding),
+    /// An outer source is not this host's.
+    #[error("{}: {}", .0.message, .0.help)]
+    ForeignSource(Finding),
     /// The TAP.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -123,6 +125,9 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     // Listen before the first look, so that no change falls in between.
     let watch = HostWatch::open()?;
     let client = client_interface(&netlink, &config).await?;
+    if let Some(foreign) = netlink.foreign(config.tunnel.sources()).await?.first() {
+        return Err(StartError::ForeignSource(host::foreign_source(*foreign)));
+    }
     let mut region = FlowRegion::open(&config.director.state_dir, &host::geometry(&config))?;
     // Before the host is changed: a director nobody can ask would have to be stopped again.
     let socket = &config.director.socket;
@@ -226,7 +231,7 @@ async fn first_state(
     let Inherited { world, flows, persistence, .. } = inherited;
     let answers = answers_there(&config);
     let state = State {
-        survey: netlink.survey(&world.real_addresses(&config), sources(&config)).await?,
+        survey: netlink.survey(&world.wanted_paths(&config)).await?,
         world,
         paths: EgressPaths::new(MAX_EGRESS),
         incomplete: false,
@@ -405,10 +410,6 @@ fn adopt_flows(
         }
     }
     Ok((table, report))
-}
-
-pub(super) fn sources(config: &Config) -> FixedSources {
-    FixedSources { v4: config.tunnel.source_v4, v6: config.tunnel.source_v6 }
 }
 
 fn rate_limits(config: &Config) -> RateLimits {

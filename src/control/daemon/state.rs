@@ -4,6 +4,7 @@ use super::super::build::{CookieRoot, PathTarget, World};
 use super::super::config::Config;
 use super::super::egress_paths::EgressPaths;
 use super::super::finding::Finding;
+use super::super::host;
 use super::super::netlink::egress::Survey;
 use super::super::netlink::neighbours::NeighbourKey;
 use crate::dataplane::ids::{DestinationId, RealId, VipId};
@@ -76,7 +77,8 @@ impl State {
                 "packets that would go this way are dropped (no_egress); it is tried again",
             )
         });
-        self.seen.iter().cloned().chain(unopened).collect()
+        let no_way = self.survey.paths.iter().filter_map(host::no_way);
+        self.seen.iter().cloned().chain(unopened).chain(no_way).collect()
     }
 
     /// Frees ids of real servers and VIPs that nothing refers to any more.

@@ -8,6 +8,7 @@ use crate::control::config::{self, Config, ConfigErrors, RenderStyle, config_has
 use crate::control::destinations::{Destinations, Known};
 use crate::control::diff;
 use crate::control::egress_paths::{PathChange, PathsInForce};
+use crate::control::host;
 use crate::control::netlink::NetlinkError;
 use crate::dataplane::counters::Counters;
 use crate::dataplane::hash::HashKey;
@@ -188,18 +189,19 @@ impl Daemon {
     /// Looks at the way to every real server, and notes whether it is another than before: that
     /// stays to be told until the worker has taken it.
     async fn survey(&self) -> Result<(), ReloadError> {
-        let (addresses, sources) = {
+        let wanted = {
             let state = self.state.borrow();
-            (state.world.real_addresses(&state.config), start::sources(&state.config))
+            state.world.wanted_paths(&state.config)
         };
-        let survey = self.netlink.survey(&addresses, sources).await?;
+        let survey = self.netlink.survey(&wanted).await?;
         let interface = self.state.borrow().config.director.interface.clone();
         let client = self.netlink.link_by_name(&interface).await?;
         let mut state = self.state.borrow_mut();
         let mut changed = state.survey != survey;
         for (old, new) in state.survey.paths.iter().zip(&survey.paths) {
-            if old.address == new.address && old.egress != new.egress {
-                tracing::info!(real = %new.address, before = %old.egress, now = %new.egress, "egress");
+            let same = (old.address, old.tunnel) == (new.address, new.tunnel);
+            if same && old.egress != new.egress {
+                tracing::info!(real = %new.address, tunnel = %new.tunnel, before = %old.egress, now = %new.egress, "egress");
             }
         }
         if let Some(client) = client {
@@ -226,6 +228,10 @@ impl Daemon {
             .map_err(|source| ReloadError::Read { path: path.clone(), source })?;
         let new = config::parse(&text, &path.display().to_string())
             .map_err(|errors| ReloadError::Config(Box::new(errors)))?;
+        if let Some(foreign) = self.netlink.foreign(new.tunnel.sources()).await?.first() {
+            let foreign = host::foreign_source(*foreign);
+            return Err(ReloadError::Host(format!("{}: {}", foreign.message, foreign.help)));
+        }
         let reloaded = self.compare(&new, request)?;
         if request.dry_run {
             return Ok(reloaded);

@@ -6,7 +6,7 @@ use crate::control::admin::api::{
     ConnectionView, Connections, Drop, Drops, Explained, FlowsView, OwnedFinding, RealView,
     ServiceView, Services, Status,
 };
-use crate::control::config::{Real, config_hash, services_hash};
+use crate::control::config::{Real, RealTunnel, config_hash, services_hash};
 use crate::control::destinations::Known;
 use crate::control::explain::{self, Live, Question};
 use crate::control::finding::{self, Severity};
@@ -24,10 +24,10 @@ use std::net::IpAddr;
 use std::time::UNIX_EPOCH;
 
 /// The way to each real server. Looked for once per real server, of which there may be many.
-type Paths<'s> = HashMap<IpAddr, &'s RealPath>;
+type Paths<'s> = HashMap<(IpAddr, RealTunnel), &'s RealPath>;
 
 fn paths(state: &State) -> Paths<'_> {
-    state.survey.paths.iter().map(|path| (path.address, path)).collect()
+    state.survey.paths.iter().map(|path| ((path.address, path.tunnel), path)).collect()
 }
 
 /// Connections in one page, at most: some 300 bytes of JSON each.
@@ -127,11 +127,13 @@ impl Daemon {
                 .filter_map(|(id, k)| {
                     let address = state.world.address_of(k.key.real)?;
                     let place = service.reals.binary_search_by_key(&address, |r| r.address);
-                    let real = place.ok().map(|place| &service.reals[place]);
+                    // One that is reached in another way now drains by the way it was.
+                    let real = place.ok().filter(|_| k.configured);
+                    let real = real.map(|place| &service.reals[place]);
                     self.real_view((&state, &paths), id, k, real)
                 })
                 .collect();
-            reals.sort_by_key(|r| r.address);
+            reals.sort_by(|a, b| (a.address, &a.tunnel).cmp(&(b.address, &b.tunnel)));
             services.push(ServiceView {
                 name: service.name.clone(),
                 vip: service.vip,
@@ -200,7 +202,8 @@ impl Daemon {
         configured: Option<&Real>,
     ) -> Option<RealView> {
         let address = state.world.address_of(known.key.real)?;
-        let path = paths.get(&address);
+        let way = state.world.way_of(known.key.real);
+        let path = way.and_then(|way| paths.get(&way));
         let link_mtu = path.map_or(0, |p| p.mtu);
         let learned = state.path_mtus.get(&known.key.real).filter(|(_, until)| *until > now());
         let weight = configured.map_or(0, |real| u32::from(real.weight));
@@ -228,7 +231,9 @@ impl Daemon {
             }),
             state: condition.to_owned(),
             counters: known.reading(self.counters.destinations.get(id.index())?),
-            source: path.and_then(|p| p.source),
+            tunnel: way.map_or_else(|| "unknown".to_owned(), |(_, tunnel)| tunnel.to_string()),
+            source: path.and_then(|p| p.sources.first().copied()),
+            sources: path.map(|p| p.sources.clone()).unwrap_or_default(),
             interface: path.and_then(|p| p.interface.clone()),
             next_hop: path.and_then(|p| p.next_hop),
             egress: path.map_or_else(|| "none".to_owned(), |p| p.egress.to_string()),
@@ -304,7 +309,10 @@ impl Daemon {
         let mut explained = {
             let state = self.state.borrow();
             let live = Live { counters: &self.counters.destinations, now: now() };
-            explain::explain(&state.snapshot.services, self.key.key, question, live)
+            let mut explained =
+                explain::explain(&state.snapshot.services, self.key.key, question, live);
+            explained.add_tunnel(&state.config);
+            explained
         };
         explained.connection = self.connection_of(question);
         explained.persisted = self.persisted(question);

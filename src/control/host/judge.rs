@@ -2,14 +2,15 @@
 
 use super::firewall::{Hook, HookChain};
 use super::observe::HostFacts;
-use crate::control::config::{Capture, Config, Ports};
+use crate::control::config::{Capture, Config, Ports, RealTunnel};
 use crate::control::finding::Finding;
 use crate::control::flow_region::PERSISTENCE_CAPACITY;
-use crate::control::netlink::egress::{Egress, KernelReason};
+use crate::control::netlink::egress::{Egress, KernelReason, RealPath};
 use crate::control::netlink::links::Link;
 use crate::control::netlink::routes::RouteKind;
 use crate::dataplane::conntrack;
 use crate::dataplane::region::{Geometry, RegionLayout};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 // linux/capability.h
@@ -253,7 +254,7 @@ fn firewalls(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
                 (!chain.seems_to_accept(&words)).then(|| forward_rules(config, chain))
             }
             Hook::Forward => None,
-            Hook::Output => output_rules(facts, chain),
+            Hook::Output => output_rules(config, facts, chain),
         };
         findings.extend(finding);
     }
@@ -283,17 +284,70 @@ fn forward_rules(config: &Config, chain: &HookChain) -> Finding {
     )
 }
 
+/// A kind of outer packet, in the words of firewalls.
+struct OuterKind {
+    /// Those of a rule that seems to accept it.
+    words: Vec<String>,
+    nft: String,
+    iptables: Vec<String>,
+}
+
+/// The kinds of outer packets that the kernel may have to send. None for direct mode: those packets
+/// never pass it.
+fn outer_kinds(config: &Config) -> Vec<OuterKind> {
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+    let tunnels: BTreeSet<RealTunnel> =
+        config.real_tunnels().into_iter().map(|(_, tunnel)| tunnel).collect();
+    let ipip = OuterKind {
+        words: words(&["ipip", "ipencap", "ipv6", "\"right\": 4", "\"right\": 41"]),
+        nft: "meta l4proto { ipip, ipv6 }".to_owned(),
+        iptables: words(&["-p ipencap", "-p ipv6"]),
+    };
+    if tunnels.is_empty() {
+        return vec![ipip];
+    }
+    let mut kinds = Vec::new();
+    if tunnels.contains(&RealTunnel::Ipip) {
+        kinds.push(ipip);
+    }
+    if tunnels.iter().any(|tunnel| matches!(tunnel, RealTunnel::Gre { .. })) {
+        kinds.push(OuterKind {
+            words: words(&["gre", "\"right\": 47"]),
+            nft: "meta l4proto gre".to_owned(),
+            iptables: words(&["-p gre"]),
+        });
+    }
+    let port = |tunnel: &RealTunnel| match tunnel {
+        RealTunnel::Gue { port, .. } => Some(*port),
+        RealTunnel::Ipip | RealTunnel::Gre { .. } | RealTunnel::Direct => None,
+    };
+    for port in tunnels.iter().filter_map(port).collect::<BTreeSet<u16>>() {
+        kinds.push(OuterKind {
+            words: vec![port.to_string()],
+            nft: format!("udp dport {port}"),
+            iptables: vec![format!("-p udp --dport {port}")],
+        });
+    }
+    kinds
+}
+
 /// Outer packets pass the output hook where the kernel routes them; directly sent ones do not.
-fn output_rules(facts: &HostFacts, chain: &HookChain) -> Option<Finding> {
-    let words = ["ipip", "ipencap", "ipv6", "\"right\": 4", "\"right\": 41"].map(str::to_owned);
-    if chain.seems_to_accept(&words) {
+fn output_rules(config: &Config, facts: &HostFacts, chain: &HookChain) -> Option<Finding> {
+    let missing =
+        outer_kinds(config).into_iter().filter(|kind| !chain.seems_to_accept(&kind.words));
+    let rule = |kind: OuterKind| {
+        if let Some(program) = chain.name.strip_suffix(" OUTPUT") {
+            let rules = kind.iptables.iter();
+            rules.map(|rule| format!("{program} -I OUTPUT {rule} -j ACCEPT")).collect::<Vec<_>>()
+        } else {
+            vec![format!("nft insert rule {} {} accept", chain.name, kind.nft)]
+        }
+    };
+    let rules: Vec<String> = missing.flat_map(rule).collect();
+    if rules.is_empty() {
         return None;
     }
-    let rules = if let Some(program) = chain.name.strip_suffix(" OUTPUT") {
-        format!("{program} -I OUTPUT -p ipencap -j ACCEPT\n{program} -I OUTPUT -p ipv6 -j ACCEPT")
-    } else {
-        format!("nft insert rule {} meta l4proto {{ ipip, ipv6 }} accept", chain.name)
-    };
+    let rules = rules.join("\n");
     let routed =
         facts.survey.paths.iter().any(
             |p| matches!(p.egress, Egress::Kernel(reason) if reason != KernelReason::Unresolved),
@@ -394,13 +448,7 @@ fn vips(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
             ));
         }
     }
-    for source in &facts.foreign_sources {
-        findings.push(Finding::error(
-            format!("the tunnel `source` {source} is not an address of this host"),
-            "errors about tunnel packets would go elsewhere, and reverse path filters drop such \
-             packets: name an address that `ip addr` shows, or leave it to the route",
-        ));
-    }
+    findings.extend(facts.foreign_sources.iter().copied().map(foreign_source));
     for service in &config.services {
         if matches!(service.ports, Ports::Any) && service.protocol.to_string() == "udp" {
             findings.push(Finding::note(
@@ -411,11 +459,63 @@ fn vips(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     }
 }
 
+/// An outer source that is not an address of this host.
+#[must_use]
+pub fn foreign_source(source: IpAddr) -> Finding {
+    Finding::error(
+        format!("the tunnel `source` {source} is not an address of this host"),
+        "errors about tunnel packets would go elsewhere, and reverse path filters drop such \
+         packets: name an address that `ip addr` shows, or leave it to the route",
+    )
+}
+
+/// Why nobody sends the packets to a real server, where its kind of tunnel leaves none that could.
+#[must_use]
+pub fn no_way(path: &RealPath) -> Option<Finding> {
+    let Egress::None(reason) = path.egress else { return None };
+    let (address, tunnel) = (path.address, path.tunnel);
+    let help = match reason {
+        KernelReason::Ipsec | KernelReason::IpsecUnknown if tunnel == RealTunnel::Direct => {
+            "frames of Adit's own would go around the policy, so none are sent: write tunnel = \
+             \"ipip\", which goes through policies"
+        }
+        KernelReason::Ipsec | KernelReason::IpsecUnknown => {
+            "headers of Adit's own would go around the policy, so none are sent: write tunnel = \
+             \"ipip\", whose outer headers the kernel writes where policies may apply"
+        }
+        KernelReason::BehindRouter => {
+            "direct mode is for real servers on an Ethernet segment of this host: write tunnel = \
+             \"ipip\", \"gre\" or \"gue\""
+        }
+        KernelReason::Unresolved => "it does not answer ARP or neighbour solicitations: is it up?",
+        KernelReason::NoRoute
+        | KernelReason::Refused
+        | KernelReason::Local
+        | KernelReason::SpecialRoute
+        | KernelReason::NotEthernet
+        | KernelReason::LinkDown => {
+            "direct mode needs a real server on an Ethernet segment of this host that is up: look \
+             at `ip route get` and `ip link`, or write tunnel = \"ipip\""
+        }
+    };
+    Some(Finding::error(
+        format!("packets to real server {address} cannot be sent ({tunnel}): {reason}"),
+        format!("they are dropped (no_egress); {help}"),
+    ))
+}
+
 fn real_servers(facts: &HostFacts, findings: &mut Vec<Finding>) {
     for path in &facts.survey.paths {
         let address = path.address;
         let finding = match path.egress {
-            Egress::Direct(_) | Egress::Kernel(KernelReason::Unresolved) => continue,
+            // Before a director asks, nobody may have answered.
+            Egress::Direct(_)
+            | Egress::Kernel(KernelReason::Unresolved)
+            | Egress::None(KernelReason::Unresolved) => continue,
+            Egress::None(_) => {
+                findings.extend(no_way(path));
+                continue;
+            }
             Egress::Kernel(KernelReason::NoRoute) => Finding::error(
                 format!("there is no route to real server {address}"),
                 "new connections to it are lost: add a route, or set its weight to 0",
@@ -435,6 +535,7 @@ fn real_servers(facts: &HostFacts, findings: &mut Vec<Finding>) {
             Egress::Kernel(
                 reason @ (KernelReason::SpecialRoute
                 | KernelReason::NotEthernet
+                | KernelReason::BehindRouter
                 | KernelReason::Ipsec
                 | KernelReason::IpsecUnknown),
             ) => Finding::note(

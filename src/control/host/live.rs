@@ -243,6 +243,7 @@ fn strangers(live: &LiveState, findings: &mut Vec<Finding>) {
 mod tests {
     use super::*;
     use crate::control::admin::api::sample;
+    use crate::control::config::RealTunnel;
     use crate::control::finding::Severity;
     use crate::control::netlink::egress::{RealPath, Survey};
     use crate::control::netlink::links::Link;
@@ -256,7 +257,8 @@ mod tests {
         let status = Status { max_connections: 100, worker_silence_ms: 50, ..sample::status() };
         let path = RealPath {
             address: REAL,
-            source: None,
+            tunnel: RealTunnel::Ipip,
+            sources: Vec::new(),
             mtu: 1500,
             interface: None,
             next_hop: Some(REAL),

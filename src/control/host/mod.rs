@@ -7,7 +7,9 @@ pub mod judge;
 pub mod live;
 pub mod observe;
 
-pub use judge::{MemoryNeeds, geometry, judge, missing_capabilities, narrow_tap};
+pub use judge::{
+    MemoryNeeds, foreign_source, geometry, judge, missing_capabilities, narrow_tap, no_way,
+};
 pub use observe::{HostFacts, observe};
 
 pub(crate) use observe::capabilities;

@@ -4,9 +4,9 @@ use super::firewall::{self, HookChain};
 use super::judge::geometry;
 use crate::control::config::Config;
 use crate::control::flow_region;
-use crate::control::netlink::egress::{FixedSources, Survey};
+use crate::control::netlink::egress::{Survey, Wanted};
 use crate::control::netlink::links::Link;
-use crate::control::netlink::routes::{Route, RouteKind};
+use crate::control::netlink::routes::Route;
 use crate::control::netlink::{Netlink, NetlinkError};
 use std::fs;
 use std::io;
@@ -75,7 +75,6 @@ pub struct HostFacts {
 pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
     let netlink = Netlink::open()?;
     let director = &config.director;
-    let sources = FixedSources { v4: config.tunnel.source_v4, v6: config.tunnel.source_v6 };
     let for_local = config.clone();
     // Reads files and may run a program, which takes a while: beside the runtime.
     let mut facts = tokio::task::spawn_blocking(move || local(&for_local))
@@ -88,18 +87,18 @@ pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
     }
     facts.interface = netlink.link_by_name(&director.interface).await?;
     facts.tap = netlink.link_by_name(&director.tap).await?;
-    facts.survey = netlink.survey(&config.real_addresses(), sources).await?;
+    let wanted = Wanted {
+        reals: config.real_tunnels(),
+        sources: config.tunnel.sources().collect(),
+        vips: config.vips(),
+    };
+    facts.survey = netlink.survey(&wanted).await?;
     for vip in config.vips() {
         facts.vip_routes.push((vip, netlink.route_to(vip, None).await?));
     }
     let routed = netlink.foreign_host_routes().await?;
     facts.foreign_routes = config.vips().into_iter().filter(|v| routed.contains(v)).collect();
-    let fixed = [sources.v4.map(IpAddr::V4), sources.v6.map(IpAddr::V6)];
-    for source in fixed.into_iter().flatten() {
-        if netlink.route_to(source, None).await?.kind != RouteKind::Local {
-            facts.foreign_sources.push(source);
-        }
-    }
+    facts.foreign_sources = netlink.foreign(config.tunnel.sources()).await?;
     Ok(facts)
 }
 

@@ -1,10 +1,11 @@
 //! Against a real kernel, in a namespace of the test's own.
 
-use super::egress::{Egress, FixedSources, KernelReason};
+use super::egress::{Egress, KernelReason, Wanted};
 use super::routes::RouteKind;
 use super::watch::{HostChange, HostWatch};
 use super::xfrm::XfrmPolicies;
 use super::{Netlink, vip_routes::VipRoute};
+use crate::control::config::RealTunnel;
 use crate::control::runtime;
 use crate::control::testing::{eventually, own_network, run};
 use netlink_sys::AsyncSocketExt;
@@ -163,6 +164,11 @@ fn a_second_director_leaves_the_first_ones_routes_alone() {
     });
 }
 
+fn by_ipip(reals: &[IpAddr]) -> Wanted {
+    let reals = reals.iter().map(|real| (*real, RealTunnel::Ipip)).collect();
+    Wanted { reals, ..Wanted::default() }
+}
+
 #[test]
 fn egress_follows_neighbours_policies_and_devices() {
     if !own_network() {
@@ -176,13 +182,14 @@ fn egress_follows_neighbours_policies_and_devices() {
         run("ip route add 10.30.0.0/16 dev tun0");
         let netlink = Netlink::open().unwrap();
         let reals = ["10.20.0.11", "2001:db8::2", "10.30.0.1", "10.99.0.1", "10.0.0.1"].map(ip);
-        let look = || netlink.survey(&reals, FixedSources::default());
+        let wanted = by_ipip(&reals);
+        let look = || netlink.survey(&wanted);
 
         let first = look().await.unwrap();
         let reason = |i: usize| first.paths[i].egress;
         assert_eq!(reason(0), Egress::Kernel(KernelReason::Unresolved));
         assert_eq!(first.paths[0].mtu, 1400);
-        assert_eq!(first.paths[0].source, Some(ip("10.0.0.1")));
+        assert_eq!(first.paths[0].sources, [ip("10.0.0.1")]);
         assert_eq!(first.paths[0].next_hop, Some(ip("10.0.0.2")));
         assert_eq!(first.paths[1].mtu, 1500);
         assert_eq!(reason(2), Egress::Kernel(KernelReason::NotEthernet));
@@ -241,10 +248,8 @@ fn an_ipsec_policy_takes_egress_to_the_kernel() {
         let _hosts = TwoHosts::build().await;
         run("ip neigh add 10.0.0.2 dev near lladdr 02:00:00:00:00:09");
         let netlink = Netlink::open().unwrap();
-        let reals = [ip("10.0.0.2")];
-        let look = || async {
-            netlink.survey(&reals, FixedSources::default()).await.unwrap().paths[0].egress
-        };
+        let wanted = by_ipip(&[ip("10.0.0.2")]);
+        let look = || async { netlink.survey(&wanted).await.unwrap().paths[0].egress };
         assert!(matches!(look().await, Egress::Direct(_)));
 
         let policy = "src 0.0.0.0/0 dst 10.0.0.0/24 proto 4 dir out";
