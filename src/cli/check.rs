@@ -184,7 +184,11 @@ fn show(report: &Report) {
             table.row([
                 path.address.to_string(),
                 path.tunnel.to_string(),
-                output::sources(path.tunnel == RealTunnel::Direct, &path.sources),
+                output::sources(
+                    path.tunnel == RealTunnel::Direct,
+                    path.sources.first().copied(),
+                    path.sources.len().saturating_sub(1),
+                ),
                 path.interface.clone().unwrap_or_else(|| "-".to_owned()),
                 text(path.next_hop),
                 path.mtu.to_string(),

@@ -292,7 +292,7 @@ fn path_table(services: &[ServiceView]) -> String {
         table.row([
             real.address.to_string(),
             real.tunnel.clone(),
-            output::sources(real.tunnel == "direct", &real.sources),
+            output::sources(real.tunnel == "direct", real.source, real.more_sources.len()),
             real.interface.clone().unwrap_or_else(|| "-".to_owned()),
             address(real.next_hop),
             real.link_mtu.to_string(),

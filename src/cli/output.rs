@@ -121,12 +121,12 @@ impl TextTable {
 }
 
 /// The outer sources towards a real server, in the width of one address. Unwrapped packets have none.
-pub(super) fn sources(unwrapped: bool, sources: &[IpAddr]) -> String {
-    match sources {
+pub(super) fn sources(unwrapped: bool, first: Option<IpAddr>, more: usize) -> String {
+    match (first, more) {
         _ if unwrapped => "-".to_owned(),
-        [] => "-".to_owned(),
-        [one] => one.to_string(),
-        [first, more @ ..] => format!("{first} +{}", more.len()),
+        (None, _) => "-".to_owned(),
+        (Some(first), 0) => first.to_string(),
+        (Some(first), more) => format!("{first} +{more}"),
     }
 }
 

@@ -183,9 +183,9 @@ pub struct RealView {
     pub tunnel: String,
     /// Outer source address; the first where there are several.
     pub source: Option<IpAddr>,
-    /// All outer source addresses, over which flows spread.
+    /// The other outer source addresses, where flows spread over several.
     #[serde(default)]
-    pub sources: Vec<IpAddr>,
+    pub more_sources: Vec<IpAddr>,
     /// Device its packets leave by.
     pub interface: Option<String>,
     /// Next hop.
@@ -384,7 +384,7 @@ pub(crate) mod sample {
             counters: DestinationReading::default(),
             tunnel: "ipip".to_owned(),
             source: None,
-            sources: Vec::new(),
+            more_sources: Vec::new(),
             interface: None,
             next_hop: None,
             egress: "direct".to_owned(),

@@ -102,8 +102,8 @@ fn refusals() {
         (
             "tunnel",
             format!(
-                "{HEAD}[tunnel]\nkind = \"gre\"\nttl = 0\ndf = \"set\"\n\
-                 source = [\"10.0.0.5\", \"10.0.0.6\", \"127.0.0.1\", \"eth0\"]\n"
+                "{HEAD}[tunnel]\nkind = \"vxlan\"\nttl = 0\ndf = \"set\"\n\
+                 source = [\"10.0.0.5\", \"10.0.0.6\", \"10.0.0.5\", \"127.0.0.1\", \"eth0\"]\n"
             ),
         ),
         (

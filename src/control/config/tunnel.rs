@@ -168,7 +168,6 @@ impl TunnelChoice {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::control::config::{config_hash, parse};
 
     fn config(tunnel: &str, service: &str, real: &str) -> String {

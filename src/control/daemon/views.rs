@@ -233,7 +233,7 @@ impl Daemon {
             counters: known.reading(self.counters.destinations.get(id.index())?),
             tunnel: way.map_or_else(|| "unknown".to_owned(), |(_, tunnel)| tunnel.to_string()),
             source: path.and_then(|p| p.sources.first().copied()),
-            sources: path.map(|p| p.sources.clone()).unwrap_or_default(),
+            more_sources: path.and_then(|p| p.sources.get(1..)).unwrap_or_default().to_vec(),
             interface: path.and_then(|p| p.interface.clone()),
             next_hop: path.and_then(|p| p.next_hop),
             egress: path.map_or_else(|| "none".to_owned(), |p| p.egress.to_string()),

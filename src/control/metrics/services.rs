@@ -225,7 +225,7 @@ impl Way {
             counters: _,
             tunnel: _,
             source,
-            sources,
+            more_sources,
             interface,
             next_hop,
             egress,
@@ -238,10 +238,12 @@ impl Way {
         Way {
             egress: egress.to_owned(),
             reason: reason.strip_suffix(')').unwrap_or(reason).to_owned(),
-            source: match sources.as_slice() {
-                [] => address(source),
-                all => all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(","),
-            },
+            source: source
+                .iter()
+                .chain(more_sources)
+                .map(IpAddr::to_string)
+                .collect::<Vec<_>>()
+                .join(","),
             interface: interface.clone().unwrap_or_default(),
             next_hop: address(next_hop),
         }
