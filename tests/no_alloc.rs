@@ -16,8 +16,10 @@ use adit::dataplane::{
     counters::DestinationCounters,
     scheduler::{SchedulerFlag, SchedulerKind},
     service::{Ports, Protocol},
+    snapshot::RealServer,
     verdict::{DropReason, SendResult, Source, Verdict},
 };
+use adit_tunnel::{Encapsulation, OuterTemplate};
 use world::{ServiceSpec, World, frames, frames::Tcp, snapshot};
 
 thread_local! {
@@ -177,7 +179,18 @@ fn world() -> World {
         },
     ];
     // Smaller than the number of flows, so that eviction has its turn as well.
-    let mut world = World::new(snapshot(services), 1500);
+    let mut snapshot = snapshot(services);
+    // The second real server of each family by GUE with checksum, from several sources.
+    let kind = Encapsulation::Gue { port: 6080, checksum: true };
+    let reals = (0..).zip(snapshot.reals.iter()).map(|(place, (_, real))| {
+        let first = real.outers.iter().next().unwrap();
+        let (source, to) = (first.source(), first.destination());
+        let outer = |_| OuterTemplate::with(kind, source, to, 64).unwrap();
+        let outers = if place % 2 == 0 { real.outers.clone() } else { (0..3).map(outer).collect() };
+        Some(RealServer { outers, ..real.clone() })
+    });
+    snapshot.reals = reals.collect::<Vec<_>>().into();
+    let mut world = World::new(snapshot, 1500);
     world.shell.keep = false;
     world
 }
