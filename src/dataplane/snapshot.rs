@@ -108,7 +108,7 @@ impl Outers {
         let spread = spread();
         let count = self.others.len() as u64 + 1;
         // By its upper bits, so that GUE's source port, the lower ones, varies within each source.
-        let place = usize::try_from(u64::from(spread) * count >> 32).unwrap_or(0);
+        let place = usize::try_from((u64::from(spread) * count) >> 32).unwrap_or(0);
         let chosen = place.checked_sub(1).and_then(|place| self.others.get(place));
         Some((chosen.unwrap_or(first), spread))
     }

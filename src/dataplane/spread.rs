@@ -74,7 +74,7 @@ mod tests {
         for port in 1024..9216_u16 {
             let client = SocketAddr::new("2001:db8:1::7".parse().unwrap(), port);
             let number = u64::from(of(&tcp(client, vip, 1, 7, b"")));
-            *parts.entry(number * 3 >> 32).or_insert(0_u32) += 1;
+            *parts.entry((number * 3) >> 32).or_insert(0_u32) += 1;
         }
         // 8192 by three, within 5 %: three standard deviations of a binomial.
         assert_eq!(parts.len(), 3);

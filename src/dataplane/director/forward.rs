@@ -104,8 +104,8 @@ impl<S: AsRef<[Slot]>> Director<S> {
             Link::Segment { .. } => fit_unwrapped(datagram, mtu),
             // The kernel fragments there, when it knows what encryption adds.
             Link::Protected { .. } => match fit(datagram, destination.df, overhead, mtu) {
-                Fit::Fragment => Fit::Whole,
-                fit => fit,
+                Fit::Fragment | Fit::Whole => Fit::Whole,
+                Fit::TooBig(mtu) => Fit::TooBig(mtu),
             },
             Link::Direct { .. } | Link::Kernel { .. } | Link::None => {
                 fit(datagram, destination.df, overhead, mtu)
