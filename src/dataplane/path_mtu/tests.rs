@@ -469,7 +469,7 @@ fn outer_of(world: &World, id: RealId, inner: &[u8]) -> Vec<u8> {
 #[test]
 fn each_kind_of_tunnel_hears_of_its_own_packets_alone() {
     for (families, tunnel) in [V4, V6].into_iter().enumerate() {
-        for place in 0..KINDS.len() {
+        for (place, kind) in KINDS.into_iter().enumerate() {
             for inner in [INNER_V4, INNER_V6] {
                 let mut world = world_of_kinds();
                 let id = RealId(u32::try_from(families * KINDS.len() + place).unwrap());
@@ -481,12 +481,12 @@ fn each_kind_of_tunnel_hears_of_its_own_packets_alone() {
                 let short = too_big(tunnel, &sent, SHORT, 1400);
                 let updated = OuterError::Updated { real: id, mtu: 1400 };
                 if tunnel == V4 {
-                    assert_eq!(hear(&mut world, &short), updated, "{:?}", KINDS[place]);
+                    assert_eq!(hear(&mut world, &short), updated, "{kind:?}");
                 }
                 // With the inner packet, whose flow must be known behind headers of any kind.
                 let mut world = world_of_kinds();
                 let long = too_big(tunnel, &sent, LONG, 1400);
-                assert_eq!(hear(&mut world, &long), updated, "{:?}", KINDS[place]);
+                assert_eq!(hear(&mut world, &long), updated, "{kind:?}");
                 let others = world.snapshot.reals.iter().filter(|(other, _)| *other != id);
                 for (other, _) in others {
                     assert_eq!(world.paths.mtu(NOW, other, LINK_MTU), LINK_MTU);
@@ -497,8 +497,7 @@ fn each_kind_of_tunnel_hears_of_its_own_packets_alone() {
                 assert_eq!(
                     world.paths.outer_error(NOW, &long, &world.snapshot, elsewhere),
                     OuterError::Forged,
-                    "{:?}",
-                    KINDS[place]
+                    "{kind:?}"
                 );
             }
         }
@@ -507,7 +506,7 @@ fn each_kind_of_tunnel_hears_of_its_own_packets_alone() {
 
 #[test]
 fn a_cookie_behind_any_header_must_be_right() {
-    for place in 0..KINDS.len() {
+    for (place, kind) in KINDS.into_iter().enumerate() {
         let mut world = world_of_kinds();
         let id = RealId(u32::try_from(place).unwrap());
         let mut sent = outer_of(&world, id, &segment(INNER_V4, SEQUENCE));
@@ -519,10 +518,10 @@ fn a_cookie_behind_any_header_must_be_right() {
         );
         // A port, or a kind of GRE, that nobody sends: not ours.
         sent[23] ^= 0xff;
-        if KINDS[place] != Encapsulation::Ipip {
+        if kind != Encapsulation::Ipip {
             let message = too_big(V4, &sent, SHORT, 1400);
             let heard = world.paths.outer_error(NOW, &message, &world.snapshot, flow_of(id));
-            assert_eq!(heard, OuterError::NotOurs, "{:?}", KINDS[place]);
+            assert_eq!(heard, OuterError::NotOurs, "{kind:?}");
         }
     }
 }
