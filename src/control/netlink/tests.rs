@@ -260,6 +260,36 @@ fn an_ipsec_policy_takes_egress_to_the_kernel() {
         run(&format!("ip xfrm policy del {policy}"));
         assert!(matches!(look().await, Egress::Direct(_)));
 
+        // Each kind of tunnel minds those for its own packets. What cannot be sent through them is
+        // not sent.
+        let kinds = [
+            RealTunnel::Ipip,
+            RealTunnel::Gre { checksum: false },
+            RealTunnel::Gue { port: 6080, checksum: false },
+            RealTunnel::Direct,
+        ];
+        let reals = kinds.iter().map(|kind| (ip("10.0.0.2"), *kind)).collect();
+        let vips = vec![ip("198.51.100.10")];
+        let all = Wanted { reals, vips, ..Wanted::default() };
+        for (selector, [ipip, gre, gue, direct]) in [
+            ("dst 10.0.0.2 proto 4", [true, false, false, true]),
+            ("dst 10.0.0.2 proto gre", [false, true, false, true]),
+            ("dst 10.0.0.2 proto udp dport 6080", [false, false, true, true]),
+            ("dst 198.51.100.10", [false, false, false, true]),
+        ] {
+            let policy = format!("src 0.0.0.0/0 {selector} dir out");
+            run(&format!("ip xfrm policy add {policy} tmpl proto esp mode transport"));
+            let paths = netlink.survey(&all).await.unwrap().paths;
+            let none = Egress::None(KernelReason::Ipsec);
+            let egress = |place: usize| paths[place].egress;
+            assert_eq!(egress(0) == Egress::Kernel(KernelReason::Ipsec), ipip, "{selector}");
+            for (place, concerned) in [(1, gre), (2, gue), (3, direct)] {
+                assert_eq!(egress(place) == none, concerned, "{selector}: {:?}", paths[place]);
+                assert_eq!(matches!(egress(place), Egress::Direct(_)), !concerned, "{selector}");
+            }
+            run(&format!("ip xfrm policy del {policy}"));
+        }
+
         // A policy for incoming packets is not in the way.
         run(
             "ip xfrm policy add src 0.0.0.0/0 dst 10.0.0.0/24 dir in tmpl proto esp mode transport",
