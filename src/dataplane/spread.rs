@@ -11,7 +11,8 @@ use super::packet::{Datagram, protocol};
 const MIX: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
 /// The number of the flow that `packet` belongs to. Fragments have no ports but in the first piece:
-/// all of them take the number of their two addresses.
+/// all of them take the number of their two addresses. Out of line: most real servers need it not.
+#[inline(never)]
 pub fn spread(datagram: &Datagram, packet: &[u8]) -> u32 {
     let mut hash = u64::from(datagram.protocol);
     for address in [&datagram.source, &datagram.destination] {

@@ -9,11 +9,14 @@ use crate::ecn;
 use crate::encapsulation::{Encapsulation, MAX_ENCAPSULATION};
 use crate::error::HeaderError;
 use crate::header::{
-    Family, IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpView, Side, ipv4, ipv6, read_bytes, write_u16,
+    IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpView, Side, ipv4, ipv6, read_bytes, write_u16,
 };
 
 /// The most bytes any outer headers take: what a buffer keeps free in front of a packet.
 pub const MAX_OVERHEAD: usize = IPV6_HEADER_LEN + MAX_ENCAPSULATION;
+
+/// Bytes of a packet's payload that every ICMP error quotes (RFC 792).
+const QUOTED: usize = 8;
 
 /// The largest value of IPv4's total length and IPv6's payload length, in bytes.
 const MAX_LENGTH_FIELD: usize = u16::MAX as usize;
@@ -141,6 +144,8 @@ const FLOW_LABEL_MASK: u32 = 0x000f_ffff;
 pub struct OuterTemplate {
     header: Template,
     encapsulation: Encapsulation,
+    /// Length of what `encapsulation` puts between, in bytes.
+    between: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,7 +192,7 @@ impl OuterTemplate {
             }
             _ => return Err(TemplateError::FamilyMismatch { source, destination }),
         };
-        Ok(Self { header, encapsulation })
+        Ok(Self { header, encapsulation, between: encapsulation.len() })
     }
 
     /// Bytes the outer headers add to a packet: 20 for IPv4, 40 for IPv6, and what the
@@ -195,7 +200,7 @@ impl OuterTemplate {
     #[inline]
     #[must_use]
     pub const fn overhead(&self) -> usize {
-        self.ip_header_len() + self.encapsulation.len()
+        self.ip_header_len() + self.between
     }
 
     /// Length of the outer IP header.
@@ -275,8 +280,8 @@ impl OuterTemplate {
     }
 
     /// As [`encapsulate`](Self::encapsulate), with an identification that is computed from what
-    /// follows the outer IP header: its first 8 bytes are what every router quotes (RFC 792). It is
-    /// asked for only where the header has one, that is, over IPv4.
+    /// follows the outer IP header, of which it is given the first 8 bytes or more: those every
+    /// router quotes (RFC 792). It is asked for only where the header has one, that is, over IPv4.
     ///
     /// # Errors
     /// See [`EncapError`]; the buffer is unchanged then.
@@ -302,61 +307,61 @@ impl OuterTemplate {
                 actual: packet.len(),
             });
         }
-        let inner = Inner { family: view.family(), traffic_class: view.traffic_class() };
-        let headroom = Headroom { actual: headroom.len(), needed: self.overhead() };
+        let packet: &[u8] = packet;
+        let family = view.family();
+        let mut first = [0; QUOTED];
+        let (headroom, payload, protocol) = if self.between == 0 {
+            (headroom, packet, family.protocol())
+        } else {
+            let front = self.write_between(headroom, packet, &view, outer.entropy, &mut first)?;
+            (front, &first[..], self.encapsulation.protocol(family))
+        };
+        let length = self.between + packet.len();
         match &self.header {
             Template::V4 { header, sum } => {
-                headroom.check()?;
-                if let IpView::V4 { header: inner, .. } = view
-                    && inner[ipv4::SOURCE..ipv4::SOURCE + 4]
-                        == header[ipv4::DESTINATION..ipv4::DESTINATION + 4]
-                {
-                    return Err(EncapError::FromTunnelExit);
-                }
-                let total = length_field(self.overhead() + packet.len())?;
-                let (front, payload) = self.write_between(buffer, start..end, &inner, outer);
-                let identification = identification(payload);
-                let protocol = self.encapsulation.protocol(inner.family);
-                let fields = OuterFields { identification, ..outer };
-                write_ipv4(header, *sum, front, (total, protocol, inner.traffic_class), fields);
+                let fields = (length, protocol, outer.dont_fragment);
+                let identification = || identification(payload);
+                write_ipv4(header, *sum, headroom, &view, fields, identification)?;
             }
             Template::V6 { header } => {
-                headroom.check()?;
-                if let IpView::V6 { header: inner, .. } = view
-                    && inner[ipv6::SOURCE..ipv6::SOURCE + 16]
-                        == header[ipv6::DESTINATION..ipv6::DESTINATION + 16]
-                {
-                    return Err(EncapError::FromTunnelExit);
-                }
-                let length = length_field(self.encapsulation.len() + packet.len())?;
-                let (front, _) = self.write_between(buffer, start..end, &inner, outer);
-                let protocol = self.encapsulation.protocol(inner.family);
-                write_ipv6(header, front, (length, protocol, inner.traffic_class), outer);
+                write_ipv6(header, headroom, &view, (length, protocol, outer.flow_label))?;
             }
         }
         Ok(start - self.overhead())
     }
 
-    /// Writes what stands between outer IP header and inner packet. Gives what is in front of it,
-    /// and the outer packet's payload. All lengths have been checked.
-    #[inline]
+    /// Writes what stands between outer IP header and inner packet. Gives what is in front of it, and
+    /// in `first` the beginning of the outer packet's payload. Apart, so that the usual case of IP in
+    /// IP does not carry it along.
+    #[inline(never)]
     fn write_between<'b>(
         &self,
-        buffer: &'b mut [u8],
-        packet: Range<usize>,
-        inner: &Inner,
-        outer: OuterFields,
-    ) -> (&'b mut [u8], &'b [u8]) {
-        let length = self.encapsulation.len();
-        if length > 0 {
-            let (front, packet) = buffer[..packet.end].split_at_mut(packet.start);
-            let room = front.len() - length;
-            let addresses = || self.address_sum();
-            let Inner { family, .. } = *inner;
-            self.encapsulation.write(&mut front[room..], packet, family, addresses, outer.entropy);
+        headroom: &'b mut [u8],
+        packet: &[u8],
+        inner: &IpView<'_>,
+        entropy: u16,
+        first: &mut [u8; QUOTED],
+    ) -> Result<&'b mut [u8], EncapError> {
+        let (needed, actual) = (self.overhead(), headroom.len());
+        // All that could go wrong goes wrong before anything is written.
+        if actual < needed {
+            return Err(EncapError::Headroom { needed, actual });
         }
-        let (front, payload) = buffer[..packet.end].split_at_mut(packet.start - length);
-        (front, payload)
+        match &self.header {
+            Template::V4 { header, .. } => not_from_exit_v4(header, inner)?,
+            Template::V6 { header } => not_from_exit_v6(header, inner)?,
+        }
+        length_field(match self.header {
+            Template::V4 { .. } => needed + packet.len(),
+            Template::V6 { .. } => self.between + packet.len(),
+        })?;
+        let (front, between) = headroom.split_at_mut(actual - self.between);
+        let addresses = || self.address_sum();
+        self.encapsulation.write(between, packet, inner.family(), addresses, entropy);
+        for (to, from) in first.iter_mut().zip(between.iter().chain(packet)) {
+            *to = *from;
+        }
+        Ok(front)
     }
 
     /// Sum of both addresses, for pseudo-headers.
@@ -365,26 +370,6 @@ impl OuterTemplate {
             Template::V4 { header, .. } => ones_complement_sum(&header[ipv4::SOURCE..]),
             Template::V6 { header } => ones_complement_sum(&header[ipv6::SOURCE..]),
         }
-    }
-}
-
-/// What the outer headers take from the inner one.
-struct Inner {
-    family: Family,
-    traffic_class: u8,
-}
-
-/// Room in front of a packet, in bytes.
-struct Headroom {
-    needed: usize,
-    actual: usize,
-}
-
-impl Headroom {
-    #[inline]
-    const fn check(&self) -> Result<(), EncapError> {
-        let Self { needed, actual } = *self;
-        if actual < needed { Err(EncapError::Headroom { needed, actual }) } else { Ok(()) }
     }
 }
 
@@ -408,49 +393,93 @@ impl Template {
     }
 }
 
-/// Writes an outer IPv4 header to the end of `front`, which has room for it.
+/// A packet that comes from the tunnel's exit is not sent there again (RFC 2003 §4).
+#[inline]
+fn not_from_exit_v4(
+    template: &[u8; IPV4_HEADER_LEN],
+    inner: &IpView<'_>,
+) -> Result<(), EncapError> {
+    if let IpView::V4 { header: inner, .. } = inner
+        && inner[ipv4::SOURCE..ipv4::SOURCE + 4]
+            == template[ipv4::DESTINATION..ipv4::DESTINATION + 4]
+    {
+        return Err(EncapError::FromTunnelExit);
+    }
+    Ok(())
+}
+
+/// The same over IPv6.
+#[inline]
+fn not_from_exit_v6(
+    template: &[u8; IPV6_HEADER_LEN],
+    inner: &IpView<'_>,
+) -> Result<(), EncapError> {
+    if let IpView::V6 { header: inner, .. } = inner
+        && inner[ipv6::SOURCE..ipv6::SOURCE + 16]
+            == template[ipv6::DESTINATION..ipv6::DESTINATION + 16]
+    {
+        return Err(EncapError::FromTunnelExit);
+    }
+    Ok(())
+}
+
+/// Writes an outer IPv4 header to the end of `headroom`. `length` is that of its payload.
 #[inline]
 fn write_ipv4(
     template: &[u8; IPV4_HEADER_LEN],
     sum: Sum,
-    front: &mut [u8],
-    (total_length, protocol, inner_traffic_class): (u16, u8, u8),
-    outer: OuterFields,
-) {
-    let Some(header) = front.last_chunk_mut::<IPV4_HEADER_LEN>() else { return };
-    let traffic_class = ecn::outer_traffic_class(inner_traffic_class);
-    let flags = if outer.dont_fragment { ipv4::DONT_FRAGMENT } else { 0 };
+    headroom: &mut [u8],
+    inner: &IpView<'_>,
+    (length, protocol, dont_fragment): (usize, u8, bool),
+    identification: impl FnOnce() -> u16,
+) -> Result<(), EncapError> {
+    let actual = headroom.len();
+    let Some(header) = headroom.last_chunk_mut::<IPV4_HEADER_LEN>() else {
+        return Err(EncapError::Headroom { needed: IPV4_HEADER_LEN, actual });
+    };
+    not_from_exit_v4(template, inner)?;
+    let total_length = length_field(IPV4_HEADER_LEN + length)?;
+    let traffic_class = ecn::outer_traffic_class(inner.traffic_class());
+    let flags = if dont_fragment { ipv4::DONT_FRAGMENT } else { 0 };
+    let identification = identification();
     let checksum = sum
         .add_u16(u16::from(traffic_class))
         .add_u16(total_length)
-        .add_u16(outer.identification)
+        .add_u16(identification)
         .add_u16(flags)
         .add_u16(u16::from(protocol))
         .finish();
     *header = *template;
     header[ipv4::TRAFFIC_CLASS] = traffic_class;
     write_u16(header, ipv4::TOTAL_LENGTH, total_length);
-    write_u16(header, ipv4::IDENTIFICATION, outer.identification);
+    write_u16(header, ipv4::IDENTIFICATION, identification);
     write_u16(header, ipv4::FLAGS, flags);
     header[ipv4::PROTOCOL] = protocol;
     write_u16(header, ipv4::CHECKSUM, checksum);
+    Ok(())
 }
 
-/// Writes an outer IPv6 header to the end of `front`, which has room for it.
+/// Writes an outer IPv6 header to the end of `headroom`. `length` is that of its payload.
 #[inline]
 fn write_ipv6(
     template: &[u8; IPV6_HEADER_LEN],
-    front: &mut [u8],
-    (payload_length, protocol, inner_traffic_class): (u16, u8, u8),
-    outer: OuterFields,
-) {
-    let Some(header) = front.last_chunk_mut::<IPV6_HEADER_LEN>() else { return };
-    let traffic_class = ecn::outer_traffic_class(inner_traffic_class);
-    let first_word = 6 << 28 | u32::from(traffic_class) << 20 | outer.flow_label & FLOW_LABEL_MASK;
+    headroom: &mut [u8],
+    inner: &IpView<'_>,
+    (length, protocol, flow_label): (usize, u8, u32),
+) -> Result<(), EncapError> {
+    let actual = headroom.len();
+    let Some(header) = headroom.last_chunk_mut::<IPV6_HEADER_LEN>() else {
+        return Err(EncapError::Headroom { needed: IPV6_HEADER_LEN, actual });
+    };
+    not_from_exit_v6(template, inner)?;
+    let payload_length = length_field(length)?;
+    let traffic_class = ecn::outer_traffic_class(inner.traffic_class());
+    let first_word = 6 << 28 | u32::from(traffic_class) << 20 | flow_label & FLOW_LABEL_MASK;
     *header = *template;
     header[..4].copy_from_slice(&first_word.to_be_bytes());
     write_u16(header, ipv6::PAYLOAD_LENGTH, payload_length);
     header[ipv6::NEXT_HEADER] = protocol;
+    Ok(())
 }
 
 #[inline]

@@ -228,10 +228,15 @@ fn every_kind_of_tunnel_carries_sessions_and_datagrams_to_the_kernel_that_unwrap
         served("large datagram", caller.datagram(4000, seed));
 
         check_wire(way, &wire.packets());
-        let row = &rows(&director, &service)[0];
-        assert_eq!(row["tunnel"], way.shown, "{row}");
         let mtu = if way.is_direct() { 1500 } else { HOP_MTU };
-        assert_eq!(row["path_mtu"], mtu, "{}: {row}", way.name);
+        let mut row = Value::Null;
+        // The worker tells control of it a moment later.
+        wait_until(SOON, "the path MTU", || {
+            row = rows(&director, &service)[0].clone();
+            row["path_mtu"] == mtu
+        })
+        .unwrap_or_else(|error| panic!("{error}: {}: {row}", way.name));
+        assert_eq!(row["tunnel"], way.shown, "{row}");
     }
     let status = settled(&director);
     assert_eq!(status["ledger_balances"], true);
