@@ -133,6 +133,11 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
         status.inactive,
         status.max_connections,
     ));
+    for vip in &status.vips {
+        let reason = vip.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        let state = if vip.announced { "announced" } else { "withdrawn" };
+        output::line(&format!("VIP {} {state}{reason}", vip.vip));
+    }
     for warning in &status.warnings {
         output::line(&format!("{}: {}", warning.severity, warning.message));
     }

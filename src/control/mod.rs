@@ -2,6 +2,7 @@
 //! the admin socket. What it decides reaches the data plane as one immutable snapshot.
 
 pub mod admin;
+pub mod announcement;
 pub mod build;
 pub mod config;
 pub mod daemon;

@@ -63,11 +63,27 @@ pub struct Status {
     pub ledger_balances: bool,
     /// Milliseconds since the worker said that it is alive.
     pub worker_silence_ms: u64,
+    /// Where routes announce VIPs: each VIP, and whether it is announced.
+    #[serde(default)]
+    pub vips: Vec<VipView>,
     /// What is in force and perhaps not meant, or was so at the start; and `conditions`.
     pub warnings: Vec<OwnedFinding>,
     /// What was wrong with the host at the last look.
     #[serde(default)]
     pub conditions: Vec<OwnedFinding>,
+}
+
+/// A VIP that its route announces, or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipView {
+    /// The VIP.
+    pub vip: IpAddr,
+    /// Whether it is announced.
+    pub announced: bool,
+    /// Why not; absent where it is.
+    pub reason: Option<String>,
+    /// How often it was withdrawn since the director started.
+    pub withdrawals: u64,
 }
 
 /// Flows in the table by class; those that have expired and wait to be swept are in.
@@ -342,6 +358,7 @@ pub(crate) mod sample {
             dropped: 0,
             ledger_balances: true,
             worker_silence_ms: 0,
+            vips: Vec::new(),
             warnings: Vec::new(),
             conditions: Vec::new(),
         }

@@ -45,6 +45,16 @@ pub(super) const TAP_QUEUE: RangeInclusive<u32> = 64..=65_536;
 /// 1280 is the least IPv6 allows (RFC 8200 section 5); 9216 is the largest jumbo frame in use.
 pub(super) const MTU: RangeInclusive<u16> = 1280..=9216;
 
+/// How long a director that ends goes on forwarding after its VIPs were withdrawn.
+pub(super) const WITHDRAW_WAIT: DurationBounds = DurationBounds {
+    // OSPF waits up to a second before it calculates its routes anew, and a router takes a moment
+    // to change its own table; BGP withdraws at once.
+    default: seconds(2),
+    least: Duration::ZERO,
+    most: seconds(60),
+    reason: "routers choose another way within seconds; systemd kills a service after 90 s",
+};
+
 /// Weights as IPVS takes them; 0 means drained.
 pub(super) const WEIGHT: RangeInclusive<u16> = 0..=65_535;
 /// The weight of a real server that names none. The same as in the examples, so that a list

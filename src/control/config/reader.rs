@@ -72,10 +72,9 @@ impl Problems {
     }
 }
 
-/// One word a key may have, or one that is refused for now with its reason.
+/// One word a key may have.
 pub(super) enum Word<T> {
     Is(&'static str, T),
-    Later(&'static str, &'static str),
 }
 
 /// A table whose keys are taken one by one; what is left when it is finished is unknown.
@@ -273,13 +272,7 @@ impl<'t> Table<'t> {
         for word in words {
             match *word {
                 Word::Is(name, value) if name == text.value => return Some(value),
-                Word::Later(name, reason) if name == text.value => {
-                    let message = format!("`{key} = \"{name}\"` is not supported yet");
-                    self.problems.at(text.span.clone(), message, reason);
-                    return None;
-                }
                 Word::Is(name, _) => right.push(name),
-                Word::Later(..) => {}
             }
         }
         let message = format!("`{key}` cannot be \"{}\"", text.value);

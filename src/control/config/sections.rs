@@ -10,6 +10,7 @@ use super::types::{
 };
 use crate::dataplane::rate_limit::RateLimits;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -52,17 +53,14 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         "announce",
         &[
             Word::Is("arp", Announce::Arp),
+            Word::Is("route", Announce::Route),
             Word::Is("none", Announce::None),
-            Word::Later("route", "it comes with the next version; use \"arp\" or \"none\""),
         ],
     );
-    if let (Some(Capture::Bridge), Some(Announce::None), Some(span)) = (capture, announce, quiet) {
-        problems.at(
-            span,
-            "in bridge capture the TAP answers for the VIPs",
-            "write announce = \"arp\", or lead the traffic to the TAP yourself with capture = \"manual\"",
-        );
+    if let (Some(capture), Some(announce), Some(span)) = (capture, announce, quiet) {
+        announced_otherwise(capture, announce, span, problems);
     }
+    let withdraw_wait = withdraw_wait(&mut t, announce, problems);
     let max_connections = t.integer(
         "max_connections",
         &limits::MAX_CONNECTIONS,
@@ -95,6 +93,7 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         workers,
         capture: capture.unwrap_or(Capture::Route),
         announce: announce.unwrap_or(Announce::Arp),
+        withdraw_wait,
         max_connections: max_connections.unwrap_or(limits::DEFAULT_MAX_CONNECTIONS),
         hash_key_file: hash_key_file.map(|at| at.value),
         io: io.unwrap_or(IoEngine::Auto),
@@ -105,6 +104,54 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         mtu,
         metrics: metrics.map(|at| at.value),
     })
+}
+
+/// Ways to announce VIPs that a way to capture their packets does not go with.
+fn announced_otherwise(
+    capture: Capture,
+    announce: Announce,
+    span: Range<usize>,
+    problems: &Problems,
+) {
+    match (capture, announce) {
+        (Capture::Bridge, Announce::None) => problems.at(
+            span,
+            "in bridge capture the TAP answers for the VIPs",
+            "write announce = \"arp\", or lead the traffic to the TAP yourself with capture = \"manual\"",
+        ),
+        (Capture::Bridge, Announce::Route) => problems.at(
+            span,
+            "in bridge capture there are no routes of VIPs that could announce them",
+            "write capture = \"route\" to have them, or announce = \"arp\": the TAP answers on the bridge",
+        ),
+        (Capture::Manual, Announce::Route) => problems.at(
+            span,
+            "in manual capture Adit makes no routes of VIPs that could announce them",
+            "write capture = \"route\" to have them, or announce = \"none\" and announce what you lead \
+             to the TAP yourself",
+        ),
+        (Capture::Route, _) | (_, Announce::Arp) | (Capture::Manual, Announce::None) => {}
+    }
+}
+
+fn withdraw_wait(
+    t: &mut Table<'_>,
+    announce: Option<Announce>,
+    problems: &Problems,
+) -> Option<Duration> {
+    let span = t.get("withdraw_wait").map(toml::Spanned::span);
+    let given = t.duration("withdraw_wait", &limits::WITHDRAW_WAIT);
+    if announce == Some(Announce::Route) {
+        return Some(given.unwrap_or(limits::WITHDRAW_WAIT.default));
+    }
+    if let Some(span) = span {
+        problems.at(
+            span,
+            "`withdraw_wait` is about routes of VIPs, and these do not announce them",
+            "leave it out, or write announce = \"route\"",
+        );
+    }
+    None
 }
 
 /// `tap` and `interface`, which must not be one.

@@ -72,6 +72,19 @@ fn the_example_is_taken() {
 }
 
 #[test]
+fn routes_that_announce_are_withdrawn_some_time_before_the_end() {
+    let wait = |extra: &str| ok(&format!("{HEAD}{extra}")).director.withdraw_wait;
+    assert_eq!(wait(""), None);
+    assert_eq!(wait("announce = \"none\"\n"), None);
+    assert_eq!(wait("announce = \"route\"\n"), Some(Duration::from_secs(2)));
+    let given = "announce = \"route\"\nwithdraw_wait = \"25s\"\n";
+    assert_eq!(wait(given), Some(Duration::from_secs(25)));
+    // It is part of the configuration's hash.
+    let hash = |extra: &str| config_hash(&ok(&format!("{HEAD}{extra}"))).to_string();
+    assert_ne!(hash(given), hash(&given.replace("25", "26")));
+}
+
+#[test]
 fn refusals() {
     let service = |extra: &str| {
         format!("{HEAD}[[service]]\nname = \"db\"\nvip = \"192.0.2.1\"\nport = 5432\n{extra}")
@@ -95,6 +108,11 @@ fn refusals() {
              hash_key_file = \"hash.key\"\nmtu = 500\ntap_queue_length = -1\n"
                 .into(),
         ),
+        (
+            "route_manual",
+            format!("{HEAD}capture = \"manual\"\nannounce = \"route\"\nwithdraw_wait = \"61s\"\n"),
+        ),
+        ("withdraw_wait", format!("{HEAD}announce = \"none\"\nwithdraw_wait = \"1s\"\n")),
         ("metrics_name", format!("{HEAD}metrics = \"localhost:9105\"\n")),
         ("metrics_port", format!("{HEAD}metrics = \"[::1]:0\"\n")),
         ("interface_is_default_tap", "[director]\ninterface = \"adit0\"\n".into()),

@@ -36,6 +36,10 @@ pub struct Director {
     pub capture: Capture,
     /// How the network learns where a VIP is.
     pub announce: Announce,
+    /// How long the director goes on forwarding after it has withdrawn its VIPs' routes at the end;
+    /// only where routes announce them.
+    #[serde(serialize_with = "as_seconds_if_any", skip_serializing_if = "Option::is_none")]
+    pub withdraw_wait: Option<Duration>,
     /// Slots of the flow table.
     pub max_connections: u32,
     /// File of the 128-bit key of the placement hash; without one a documented constant is used.
@@ -74,6 +78,8 @@ pub enum Capture {
 pub enum Announce {
     /// Adit answers ARP requests and neighbour solicitations.
     Arp,
+    /// A routing daemon exports the VIP's route to the TAP, which is there while the VIP can serve.
+    Route,
     /// Somebody else sees to it, such as a static route on the router.
     None,
 }
@@ -406,6 +412,14 @@ impl fmt::Display for Protocol {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+#[expect(clippy::ref_option, reason = "serde hands out references")]
+fn as_seconds_if_any<S: Serializer>(
+    duration: &Option<Duration>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    duration.map(|duration| duration.as_secs()).serialize(serializer)
 }
 
 fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

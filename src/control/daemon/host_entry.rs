@@ -5,6 +5,7 @@ use crate::control::config::Capture;
 use crate::control::finding::Finding;
 use crate::control::firewall::{self, FirewallError};
 use crate::control::netlink::neighbours::{Neighbour, NeighbourKey};
+use crate::control::netlink::vip_routes::Leading;
 use crate::dataplane::neighbour::{self, Mac};
 use crate::io::{EgressTarget, JoinedGroups, OpenEgress};
 use std::collections::BTreeSet;
@@ -74,13 +75,30 @@ impl Daemon {
         let tap = self.tap.index();
         let done = match capture {
             Capture::Route => {
-                let vips: Vec<IpAddr> = vips.iter().copied().collect();
-                self.netlink.set_vip_routes(&vips, tap).await
+                let _routing = self.routing.lock().await;
+                if self.stopping.get() {
+                    return Ok(());
+                }
+                if self.is_announced_by_routes() {
+                    self.state.borrow_mut().announcements.follow(vips.iter().copied());
+                    self.look_at_announcements();
+                }
+                self.netlink.set_vip_routes(&self.leading(vips), tap).await
             }
             Capture::Bridge => self.netlink.set_bridge_port(tap, interface).await,
             Capture::Manual => Ok(()),
         };
         done.map_err(|error| error.to_string())
+    }
+
+    /// How each of `vips` is to be led to the TAP; where routes announce them, as was decided last,
+    /// and of which VIPs.
+    pub(super) fn leading(&self, vips: &BTreeSet<IpAddr>) -> Vec<(IpAddr, Leading)> {
+        if self.is_announced_by_routes() {
+            self.state.borrow().announcements.leading()
+        } else {
+            vips.iter().map(|vip| (*vip, Leading::First)).collect()
+        }
     }
 
     fn host_entered(&self, vips: BTreeSet<IpAddr>) {
@@ -155,10 +173,11 @@ impl Daemon {
             let vips: Vec<IpAddr> = state.vips_in_force().union(&state.vips).copied().collect();
             (vips, state.config.director.capture)
         };
-        if capture == Capture::Route
-            && let Err(error) = self.netlink.remove_vip_routes(&vips, self.tap.index()).await
-        {
-            tracing::error!(%error, "routes of VIPs stay behind");
+        if capture == Capture::Route {
+            let _routing = self.routing.lock().await;
+            if let Err(error) = self.netlink.remove_vip_routes(&vips, self.tap.index()).await {
+                tracing::error!(%error, "routes of VIPs stay behind");
+            }
         }
         self.keep_neighbours(&[]).await;
         self.state.borrow_mut().groups = None;

@@ -3,6 +3,7 @@
 //! One thread, one runtime. The worker is told of the world by snapshots and never waits for
 //! anything here; when it ends for whatever reason, so does the process, with an error.
 
+mod announce;
 mod host_entry;
 mod host_upkeep;
 mod start;
@@ -101,6 +102,11 @@ pub struct Daemon {
     state: RefCell<State>,
     /// Held while the world is changed: a change looks at the host and must not meet another.
     changing: tokio::sync::Mutex<()>,
+    /// Held while routes of VIPs are changed or looked at: a withdrawal does not wait for all of a
+    /// change.
+    routing: tokio::sync::Mutex<()>,
+    /// Told of each new snapshot.
+    published: tokio::sync::Notify,
     /// Set when the director stops: then nothing is led here any more.
     stopping: Cell<bool>,
     /// Locked until the process ends.
@@ -133,9 +139,14 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     runtime::spawn(look_at_host(Rc::clone(&daemon)));
     let Started { thread, mut ended, watch, .. } = started;
     let upkeep = runtime::spawn(host_upkeep::keep_in_step(Rc::clone(&daemon), watch));
+    runtime::spawn(announce::keep_announced(Rc::clone(&daemon)));
     let result = serve(&daemon, signals, &mut ended, upkeep).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
+    // A worker that has ended forwards nothing meanwhile.
+    if result.is_ok() {
+        daemon.withdraw().await;
+    }
     drop((admin, metrics));
     // First nothing more comes, then what has come is forwarded.
     daemon.stopping.set(true);

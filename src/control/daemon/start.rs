@@ -6,6 +6,7 @@
 use super::state::State;
 use super::{Daemon, Started, now};
 use crate::control::admin::server::{Bound, ListenError};
+use crate::control::announcement::Announcements;
 use crate::control::build::{BuildError, CookieRoot, PathTarget, World};
 use crate::control::config::{
     Announce, Capture, Config, HashKeyError, IoEngine, LoadedKey, config_hash,
@@ -165,6 +166,8 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         started_at,
         state: RefCell::new(state),
         changing: tokio::sync::Mutex::new(()),
+        routing: tokio::sync::Mutex::new(()),
+        published: tokio::sync::Notify::new(),
         stopping: Cell::new(false),
         _state_directory: region.lock,
     });
@@ -242,6 +245,7 @@ async fn first_state(
         next_epoch: now() + COOKIE_EPOCH,
         path_mtus: HashMap::new(),
         vips: BTreeSet::new(),
+        announcements: Announcements::default(),
         kept: HashSet::new(),
         groups: None,
         draining: HashMap::new(),

@@ -1,5 +1,6 @@
 //! What changes while a director runs.
 
+use super::super::announcement::Announcements;
 use super::super::build::{CookieRoot, PathTarget, World};
 use super::super::config::Config;
 use super::super::egress_paths::EgressPaths;
@@ -38,6 +39,8 @@ pub(super) struct State {
     pub(super) path_mtus: HashMap<RealId, (u16, Time)>,
     /// VIPs that are routed, announced and in the firewall.
     pub(super) vips: BTreeSet<IpAddr>,
+    /// Which of those are announced by their routes, where routes announce them.
+    pub(super) announcements: Announcements,
     /// Next hops the kernel was asked to look after.
     pub(super) kept: HashSet<NeighbourKey>,
     /// Memberships in the multicast groups of IPv6 VIPs.

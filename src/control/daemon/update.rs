@@ -167,6 +167,7 @@ impl Daemon {
         state.paths.commit(planned.paths);
         state.incomplete = planned.incomplete;
         state.unpublished = false;
+        self.published.notify_one();
         Ok(())
     }
 

@@ -4,8 +4,9 @@ use super::state::State;
 use super::{Daemon, now};
 use crate::control::admin::api::{
     ConnectionView, Connections, Drop, Drops, Explained, FlowsView, OwnedFinding, RealView,
-    ServiceView, Services, Status,
+    ServiceView, Services, Status, VipView,
 };
+use crate::control::announcement::Announcement;
 use crate::control::config::{Real, config_hash, services_hash};
 use crate::control::destinations::Known;
 use crate::control::explain::{self, Live, Question};
@@ -28,6 +29,15 @@ type Paths<'s> = HashMap<IpAddr, &'s RealPath>;
 
 fn paths(state: &State) -> Paths<'_> {
     state.survey.paths.iter().map(|path| (path.address, path)).collect()
+}
+
+fn vip_view((vip, announcement): (IpAddr, &Announcement)) -> VipView {
+    VipView {
+        vip,
+        announced: announcement.withdrawn.is_none(),
+        reason: announcement.withdrawn.map(|reason| reason.to_string()),
+        withdrawals: announcement.withdrawals,
+    }
 }
 
 /// Connections in one page, at most: some 300 bytes of JSON each.
@@ -95,6 +105,7 @@ impl Daemon {
             dropped: self.counters.dropped.iter().map(|c| c.get()).sum(),
             ledger_balances: self.counters.ledger_balances(),
             worker_silence_ms: u64::try_from(silence).unwrap_or(u64::MAX),
+            vips: state.announcements.iter().map(vip_view).collect(),
             warnings: warnings.iter().map(OwnedFinding::from).collect(),
             conditions: conditions.iter().map(OwnedFinding::from).collect(),
         }

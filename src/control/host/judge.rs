@@ -2,12 +2,13 @@
 
 use super::firewall::{Hook, HookChain};
 use super::observe::HostFacts;
-use crate::control::config::{Capture, Config, Ports};
+use crate::control::config::{Announce, Capture, Config, Ports};
 use crate::control::finding::Finding;
 use crate::control::flow_region::PERSISTENCE_CAPACITY;
 use crate::control::netlink::egress::{Egress, KernelReason};
 use crate::control::netlink::links::Link;
 use crate::control::netlink::routes::RouteKind;
+use crate::control::netlink::vip_routes::{ROUTE_PROTOCOL, TAP_METRIC};
 use crate::dataplane::conntrack;
 use crate::dataplane::region::{Geometry, RegionLayout};
 use std::net::IpAddr;
@@ -40,6 +41,7 @@ pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
     firewalls(config, facts, &mut findings);
     memory(config, facts, &mut findings);
     vips(config, facts, &mut findings);
+    announcement(config, facts, &mut findings);
     real_servers(facts, &mut findings);
     findings.sort_by_key(|f| f.severity);
     findings
@@ -411,6 +413,24 @@ fn vips(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     }
 }
 
+fn announcement(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    if config.director.announce != Announce::Route || facts.routing_daemon != Some(false) {
+        return;
+    }
+    findings.push(Finding::warning(
+        "announce = \"route\", and no routing daemon is seen here",
+        format!(
+            "Adit puts the routes of VIPs into the main table (protocol {ROUTE_PROTOCOL}, metric \
+             {TAP_METRIC}, device {}), and a daemon has to export those, and none of worse metric, to \
+             your routers; for BIRD:\n\
+             protocol kernel {{ learn; ipv4 {{ preference 200; import where krt_source = \
+             {ROUTE_PROTOCOL} && krt_metric = {TAP_METRIC}; export all; }}; }}\n\
+             docs/announce.md has the whole, also for FRR",
+            config.director.tap
+        ),
+    ));
+}
+
 fn real_servers(facts: &HostFacts, findings: &mut Vec<Finding>) {
     for path in &facts.survey.paths {
         let address = path.address;
@@ -548,6 +568,20 @@ mod tests {
             assert!(findings[0].message.contains(word), "{word}: {findings:?}");
             assert!(!findings[0].help.is_empty(), "{word}: says not what to do");
         }
+    }
+
+    #[test]
+    fn routes_that_announce_need_a_daemon_that_exports_them() {
+        let mut config = config();
+        let seen = |seen| HostFacts { routing_daemon: seen, ..good() };
+        assert_eq!(judge(&config, &seen(Some(false))), []);
+        config.director.announce = Announce::Route;
+        assert_eq!(judge(&config, &seen(Some(true))), []);
+        assert_eq!(judge(&config, &seen(None)), [], "nobody knows");
+        let findings = judge(&config, &seen(Some(false)));
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!(findings[0].severity, Severity::Warning);
+        assert!(findings[0].help.contains("krt_source = 173 && krt_metric = 1"), "{findings:?}");
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub fn diagnose(live: &LiveState, facts: &HostFacts) -> Vec<Finding> {
     conditions(live, &mut findings);
     worker(live, &mut findings);
     services(live, &mut findings);
+    announcements(live, &mut findings);
     next_hops(facts, &mut findings);
     path_mtus(live, &mut findings);
     queues(live, facts, &mut findings);
@@ -96,6 +97,18 @@ fn services(live: &LiveState, findings: &mut Vec<Finding>) {
         "a client uses a port that no [[service]] names, or somebody scans: `adit capture --side \
          inner` shows them",
     );
+}
+
+fn announcements(live: &LiveState, findings: &mut Vec<Finding>) {
+    for vip in &live.status.vips {
+        if let Some(reason) = &vip.reason {
+            findings.push(Finding::warning(
+                format!("the VIP {} is withdrawn: {reason}", vip.vip),
+                "its route is not announced, so that clients reach other directors; it comes back by \
+                 itself: `adit list` shows what its real servers lack",
+            ));
+        }
+    }
 }
 
 fn next_hops(facts: &HostFacts, findings: &mut Vec<Finding>) {
@@ -242,7 +255,7 @@ fn strangers(live: &LiveState, findings: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::admin::api::sample;
+    use crate::control::admin::api::{VipView, sample};
     use crate::control::finding::Severity;
     use crate::control::netlink::egress::{RealPath, Survey};
     use crate::control::netlink::links::Link;
@@ -291,7 +304,7 @@ mod tests {
         use Severity::{Error, Note, Warning};
         let (live, facts) = good();
         assert_eq!(diagnose(&live, &facts), []);
-        let cases: [Case; 22] = [
+        let cases: [Case; 23] = [
             (
                 |l, _| {
                     let finding = Finding::error("the route of 192.0.2.1 is missing", "wait");
@@ -303,6 +316,15 @@ mod tests {
             (|l, _| l.status.worker_silence_ms = 1500, Error, "silent for 1500 ms"),
             (|l, _| l.status.io.source_errors = 7, Warning, "7 errors of receive sockets"),
             (|l, _| l.status.totals.events_lost = 7, Warning, "events"),
+            (
+                |l, _| {
+                    let vip = IpAddr::from([192, 0, 2, 1]);
+                    let reason = Some("no way".to_owned());
+                    l.status.vips = vec![VipView { vip, announced: false, reason, withdrawals: 1 }];
+                },
+                Warning,
+                "192.0.2.1 is withdrawn: no way",
+            ),
             (|l, _| l.services[0].reals[0].effective_weight = 0, Error, "service db"),
             (|l, _| l.drops = drop_of(DropReason::NoService), Warning, "without a service"),
             (

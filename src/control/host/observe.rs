@@ -2,11 +2,12 @@
 
 use super::firewall::{self, HookChain};
 use super::judge::geometry;
-use crate::control::config::Config;
+use crate::control::config::{Announce, Config};
 use crate::control::flow_region;
 use crate::control::netlink::egress::{FixedSources, Survey};
 use crate::control::netlink::links::Link;
 use crate::control::netlink::routes::{Route, RouteKind};
+use crate::control::netlink::vip_routes::TAP_METRIC;
 use crate::control::netlink::{Netlink, NetlinkError};
 use std::fs;
 use std::io;
@@ -64,6 +65,9 @@ pub struct HostFacts {
     pub region_usable: bool,
     /// The group of `admin_group`, where this host has none of that name.
     pub missing_group: Option<String>,
+    /// Whether a routing daemon runs here, where routes announce VIPs; `None` where that cannot be
+    /// seen.
+    pub routing_daemon: Option<bool>,
     /// Configured outer sources that are not addresses of this host.
     pub foreign_sources: Vec<IpAddr>,
 }
@@ -92,7 +96,10 @@ pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
     for vip in config.vips() {
         facts.vip_routes.push((vip, netlink.route_to(vip, None).await?));
     }
-    let routed = netlink.foreign_host_routes().await?;
+    // Where routes announce VIPs, a routing daemon may have learnt the same from another director.
+    let by_routes = director.announce == Announce::Route;
+    let worst = if by_routes { TAP_METRIC } else { u32::MAX };
+    let routed = netlink.foreign_host_routes(worst).await?;
     facts.foreign_routes = config.vips().into_iter().filter(|v| routed.contains(v)).collect();
     let fixed = [sources.v4.map(IpAddr::V4), sources.v6.map(IpAddr::V6)];
     for source in fixed.into_iter().flatten() {
@@ -141,8 +148,23 @@ fn local(config: &Config) -> HostFacts {
         memory_available: memory_available(),
         state_dir_free: free_in(&config.director.state_dir),
         region_usable: flow_region::is_usable(&config.director.state_dir, &geometry(config)),
+        routing_daemon: (config.director.announce == Announce::Route)
+            .then(routing_daemon)
+            .flatten(),
         ..HostFacts::default()
     }
+}
+
+/// Whether a process has the name of a daemon that exports the kernel's routes: BIRD, FRR's and
+/// Quagga's zebra, GoBGP, OpenBGPD.
+fn routing_daemon() -> Option<bool> {
+    const NAMES: [&str; 5] = ["bird", "bird6", "zebra", "gobgpd", "bgpd"];
+    let is_one = |process: &fs::DirEntry| {
+        // Most entries are no processes, and others end meanwhile.
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        NAMES.contains(&name.trim())
+    };
+    Some(fs::read_dir("/proc").ok()?.flatten().any(|process| is_one(&process)))
 }
 
 /// Bytes that are free where `directory` is or would be made.

@@ -2,7 +2,7 @@
 
 use super::Reading;
 use super::families::{Families, Label, alone};
-use crate::control::admin::api::{Drop, FlowsView, Status};
+use crate::control::admin::api::{Drop, FlowsView, Status, VipView};
 use crate::dataplane::conntrack::Class;
 use crate::dataplane::counters::WorkerReading;
 use crate::io::IoCounters;
@@ -39,6 +39,7 @@ pub(super) fn encode(reading: &Reading, families: &mut Families<'_>) -> fmt::Res
         dropped: _,
         ledger_balances,
         worker_silence_ms,
+        vips,
         // Counted by where they were seen; their words are for people.
         warnings: _,
         conditions: _,
@@ -104,6 +105,32 @@ pub(super) fn encode(reading: &Reading, families: &mut Families<'_>) -> fmt::Res
         "adit_adopted_flows",
         "Flows that the director took over from the process before, when it started.",
         alone(*adopted),
+    )?;
+    announcements(vips, families)
+}
+
+/// VIPs that their routes announce.
+fn announcements(vips: &[VipView], families: &mut Families<'_>) -> fmt::Result {
+    let mut named = Vec::new();
+    for VipView { vip, announced, reason, withdrawals } in vips {
+        named.push((vip.to_string(), *announced, reason.as_deref(), *withdrawals));
+    }
+    families.gauge(
+        "adit_vip_announced",
+        "Whether the VIP is announced by its route (`announce = \"route\"`): 0 while it is withdrawn.",
+        named.iter().map(|(vip, announced, ..)| ([("vip", vip.as_str())], u64::from(*announced))),
+    )?;
+    families.info(
+        "adit_vip_withdrawn_info",
+        "Why a VIP is withdrawn, while it is.",
+        named.iter().filter_map(|(vip, _, reason, _)| {
+            Some([("vip", vip.as_str()), ("reason", (*reason)?)])
+        }),
+    )?;
+    families.counter(
+        "adit_vip_withdrawals_total",
+        "Times that a VIP was withdrawn.",
+        named.iter().map(|(vip, .., count)| ([("vip", vip.as_str())], *count)),
     )
 }
 

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::control::admin::api::{
-    Drop, OwnedFinding, RealView, ServiceView, Services, Status, sample,
+    Drop, OwnedFinding, RealView, ServiceView, Services, Status, VipView, sample,
 };
 use crate::control::netlink::egress::KernelReason;
 use serde::Serialize;
@@ -47,6 +47,12 @@ fn status() -> Status {
         engine_reason: word("as asked"),
         ring: word("single-issuer"),
         last_send_error: Some(word("EPERM")),
+        vips: vec![VipView {
+            vip: "192.0.2.1".parse().unwrap(),
+            announced: false,
+            reason: Some(word("no way")),
+            withdrawals: 0,
+        }],
         warnings: vec![OwnedFinding {
             severity: word("warning"),
             message: word("m"),

@@ -4,7 +4,10 @@ use super::egress::{Egress, FixedSources, KernelReason};
 use super::routes::RouteKind;
 use super::watch::{HostChange, HostWatch};
 use super::xfrm::XfrmPolicies;
-use super::{Netlink, vip_routes::VipRoute};
+use super::{
+    Netlink,
+    vip_routes::{Leading, VipRoute},
+};
 use crate::control::runtime;
 use crate::control::testing::{eventually, own_network, run};
 use netlink_sys::AsyncSocketExt;
@@ -12,6 +15,10 @@ use std::net::IpAddr;
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+fn first(vip: IpAddr) -> (IpAddr, Leading) {
+    (vip, Leading::First)
 }
 
 /// `near` at 10.0.0.1/24 and 2001:db8::1/64, its peer `far` in a second namespace with
@@ -83,8 +90,8 @@ fn vip_routes_are_made_adopted_and_removed() {
         assert_eq!((tap.mtu, tap.up, tap.ethernet), (1450, true, true));
 
         let vips = [ip("192.0.2.1"), ip("2001:db8:1::1")];
-        netlink.set_vip_routes(&vips, tap.index).await.unwrap();
-        netlink.set_vip_routes(&vips, tap.index).await.unwrap();
+        netlink.set_vip_routes(&vips.map(first), tap.index).await.unwrap();
+        netlink.set_vip_routes(&vips.map(first), tap.index).await.unwrap();
         let mut present = netlink.vip_routes().await.unwrap();
         present.sort_unstable();
         let mut wanted: Vec<VipRoute> =
@@ -107,12 +114,64 @@ fn vip_routes_are_made_adopted_and_removed() {
         run("ip tuntap add dev tap0 mode tap");
         let tap = netlink.link_by_name("tap0").await.unwrap().unwrap();
         run("ip link set tap0 up");
-        netlink.set_vip_routes(&vips[..1], tap.index).await.unwrap();
+        netlink.set_vip_routes(&[first(vips[0])], tap.index).await.unwrap();
         let present = netlink.vip_routes().await.unwrap();
         assert_eq!(present.len(), 2, "{present:?}");
         assert!(present.iter().all(|r| r.vip == vips[0]), "{present:?}");
 
         netlink.remove_vip_routes(&vips, tap.index).await.unwrap();
+        assert_eq!(netlink.vip_routes().await.unwrap(), []);
+    });
+}
+
+#[test]
+fn a_withdrawn_vip_has_no_route_that_is_exported_and_others_go_before_what_is_left() {
+    if !own_network() {
+        return;
+    }
+    in_runtime(async {
+        run("ip tuntap add dev tap0 mode tap");
+        run("ip link set tap0 up");
+        run("ip tuntap add dev other mode tap");
+        run("ip link set other up");
+        let netlink = Netlink::open().unwrap();
+        let index = async |name| netlink.link_by_name(name).await.unwrap().unwrap().index;
+        let (tap, other) = (index("tap0").await, index("other").await);
+        let vips = [ip("192.0.2.1"), ip("2001:db8:1::1")];
+        let announced = vips.map(|vip| (vip, Leading::Announced));
+        let withdrawn = vips.map(|vip| (vip, Leading::Reserve));
+        let way = async |vip| netlink.route_to(vip, None).await.unwrap().interface;
+        // What a routing daemon would export.
+        let exported = async || {
+            let routes = netlink.vip_routes().await.unwrap();
+            routes.iter().filter(|r| r.tap.is_some() && !r.reserve).count()
+        };
+
+        netlink.set_vip_routes(&withdrawn, tap).await.unwrap();
+        assert_eq!(exported().await, 0);
+        for vip in vips {
+            assert_eq!(way(vip).await, Some(tap), "nobody else has {vip}");
+            // As BIRD does, which has it from another director.
+            run(&format!("ip route add {vip} dev other metric 32 proto bird"));
+            assert_eq!(way(vip).await, Some(other), "{vip}");
+        }
+        netlink.set_vip_routes(&announced, tap).await.unwrap();
+        assert_eq!(exported().await, 2);
+        for vip in vips {
+            assert_eq!(way(vip).await, Some(tap), "{vip}");
+        }
+        let (missing, unwanted) = netlink.astray_vip_routes(&announced, tap).await.unwrap();
+        assert_eq!((missing.len(), unwanted.len()), (0, 0), "{missing:?} {unwanted:?}");
+        let (missing, unwanted) = netlink.astray_vip_routes(&withdrawn, tap).await.unwrap();
+        assert_eq!((missing.len(), unwanted.len()), (0, 2), "{missing:?} {unwanted:?}");
+        netlink.set_vip_routes(&withdrawn, tap).await.unwrap();
+        assert_eq!(exported().await, 0);
+        let (missing, unwanted) = netlink.astray_vip_routes(&announced, tap).await.unwrap();
+        assert_eq!((missing.len(), unwanted.len()), (2, 0), "{missing:?} {unwanted:?}");
+
+        assert!(netlink.foreign_host_routes(1).await.unwrap().is_empty());
+        assert_eq!(netlink.foreign_host_routes(32).await.unwrap(), vips);
+        netlink.remove_vip_routes(&vips, tap).await.unwrap();
         assert_eq!(netlink.vip_routes().await.unwrap(), []);
     });
 }
@@ -128,10 +187,10 @@ fn a_foreign_route_is_not_replaced() {
         run("ip route add 192.0.2.1/32 dev lo metric 1");
         let netlink = Netlink::open().unwrap();
         let tap = netlink.link_by_name("tap0").await.unwrap().unwrap();
-        let error = netlink.set_vip_routes(&[ip("192.0.2.1")], tap.index).await.unwrap_err();
+        let error = netlink.set_vip_routes(&[first(ip("192.0.2.1"))], tap.index).await.unwrap_err();
         assert!(error.to_string().contains("which Adit did not make"), "{error}");
         assert!(run("ip route show 192.0.2.1").contains("dev lo"));
-        assert_eq!(netlink.foreign_host_routes().await.unwrap(), [ip("192.0.2.1")]);
+        assert_eq!(netlink.foreign_host_routes(1).await.unwrap(), [ip("192.0.2.1")]);
         assert_eq!(netlink.link_by_name("nothing").await.unwrap(), None);
     });
 }
@@ -150,11 +209,11 @@ fn a_second_director_leaves_the_first_ones_routes_alone() {
             taps.push(netlink.link_by_name(name).await.unwrap().unwrap().index);
         }
         let vips = [ip("192.0.2.1"), ip("2001:db8:1::1")];
-        netlink.set_vip_routes(&vips, taps[0]).await.unwrap();
+        netlink.set_vip_routes(&vips.map(first), taps[0]).await.unwrap();
         let mut before = netlink.vip_routes().await.unwrap();
         before.sort_unstable();
 
-        let error = netlink.set_vip_routes(&vips, taps[1]).await.unwrap_err();
+        let error = netlink.set_vip_routes(&vips.map(first), taps[1]).await.unwrap_err();
         assert!(error.to_string().contains("another director"), "{error}");
         netlink.remove_vip_routes(&vips, taps[1]).await.unwrap();
         let mut after = netlink.vip_routes().await.unwrap();
