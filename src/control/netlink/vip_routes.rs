@@ -32,7 +32,7 @@ pub const ROUTE_PROTOCOL: u8 = 173;
 /// best.
 pub const TAP_METRIC: u32 = 1;
 /// Metric of the route to the TAP that is not announced: worse than those of routing daemons, better
-/// than nothing. FRR reads the upper 8 bits as a distance, and 255 as "not to be used".
+/// than nothing. (FRR reads the upper 8 bits as a distance, which is the worst then.)
 const RESERVE_METRIC: u32 = u32::MAX - 1;
 /// The worst metric there is.
 const BLACKHOLE_METRIC: u32 = u32::MAX;
