@@ -86,7 +86,7 @@ fuzz: deps-fuzz ## Fuzz every target for FUZZ_SECONDS (default 600) each
 fuzz-ci: deps-fuzz
 	$(foreach target,$(FUZZ_TARGETS),$(call fuzz_target,$(target),$(CI_FUZZ_SECONDS),-seed=1))
 
-install: build ## Install binaries, man pages, completions and the systemd unit, dashboard and rules below PREFIX (default /usr/local)
+install: build ## Install binaries, man pages, completions and the systemd unit, dashboard, rules and examples below PREFIX (default /usr/local)
 	@$(MAKE) --no-print-directory install-built
 
 # Without building, so that packages and a test of the installation can bring their own BINARIES.
@@ -106,6 +106,8 @@ install-built:
 		$(SHARE)/fish/vendor_completions.d
 	$(foreach program,adit adit-realserver,$(call install_program,$(program)))
 	install -D -m 644 packaging/adit.example.toml $(DESTDIR)/etc/adit/adit.example.toml
+	install -D -m 644 packaging/adit.bird.conf $(SHARE)/adit/adit.bird.conf
+	install -D -m 644 packaging/adit.frr.conf $(SHARE)/adit/adit.frr.conf
 	install -D -m 644 packaging/adit.grafana.json $(SHARE)/adit/adit.grafana.json
 	install -D -m 644 packaging/adit.rules.yml $(SHARE)/adit/adit.rules.yml
 	install -D -m 644 packaging/adit.rules.test.yml $(SHARE)/adit/adit.rules.test.yml

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod admin;
+mod announce;
 mod bridge;
 mod check_host;
 mod commands;

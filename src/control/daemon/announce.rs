@@ -1,11 +1,13 @@
 //! Announcing VIPs by their routes: they are there while a VIP can serve, for a routing daemon to
 //! export, and gone at once when it cannot any more.
 
-use super::{Daemon, TICK, now};
-use crate::control::announcement::abilities;
+use super::{Daemon, DaemonError, Signals, TICK, how_it_ended, now};
+use crate::control::announcement::{Withdrawn, abilities};
 use crate::control::config::Announce;
+use crate::io::{EngineError, IoCounters};
 use std::rc::Rc;
 use std::sync::Arc;
+use tokio::sync::oneshot;
 
 /// Keeps the routes of VIPs to what these can do, until the director stops. A withdrawal waits for
 /// nothing but other routes.
@@ -40,6 +42,7 @@ impl Daemon {
         for (vip, announcement) in &changed {
             match announcement.withdrawn {
                 None => tracing::info!(%vip, "announced"),
+                Some(reason @ Withdrawn::Stopping) => tracing::info!(%vip, %reason, "withdrawn"),
                 Some(reason) => tracing::warn!(%vip, %reason, "withdrawn"),
             }
         }
@@ -58,11 +61,18 @@ impl Daemon {
     }
 
     /// Withdraws all VIPs that routes announce, and goes on forwarding while the network learns of
-    /// it.
-    pub(super) async fn withdraw(&self) {
+    /// it. Another signal cuts that short.
+    ///
+    /// # Errors
+    /// When the worker ends meanwhile.
+    pub(super) async fn withdraw(
+        &self,
+        signals: &mut Signals,
+        ended: &mut oneshot::Receiver<Result<IoCounters, EngineError>>,
+    ) -> Result<(), DaemonError> {
         let wait = {
             let mut state = self.state.borrow_mut();
-            let Some(wait) = state.config.director.withdraw_wait else { return };
+            let Some(wait) = state.config.director.withdraw_wait else { return Ok(()) };
             state.announcements.stop();
             wait
         };
@@ -71,6 +81,11 @@ impl Daemon {
             tracing::error!(%error, "VIPs are not withdrawn before the end");
         }
         tracing::info!(?wait, "VIPs are withdrawn; forwarding goes on meanwhile");
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => Ok(()),
+            _ = signals.terminate.recv() => Ok(()),
+            _ = signals.interrupt.recv() => Ok(()),
+            end = ended => Err(DaemonError::Worker(how_it_ended(end))),
+        }
     }
 }

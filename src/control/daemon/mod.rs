@@ -128,7 +128,7 @@ struct Started {
 /// # Errors
 /// When it cannot start, or ends without having been told to.
 pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError> {
-    let signals = Signals::listen().map_err(DaemonError::Signals)?;
+    let mut signals = Signals::listen().map_err(DaemonError::Signals)?;
     let started = start::start(config_path, config).await?;
     let daemon = Rc::clone(&started.daemon);
     let admin = started.admin.into_iter().map(|bound| bound.answer(Rc::clone(&daemon)));
@@ -140,12 +140,12 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     let Started { thread, mut ended, watch, .. } = started;
     let upkeep = runtime::spawn(host_upkeep::keep_in_step(Rc::clone(&daemon), watch));
     runtime::spawn(announce::keep_announced(Rc::clone(&daemon)));
-    let result = serve(&daemon, signals, &mut ended, upkeep).await;
+    let mut result = serve(&daemon, &mut signals, &mut ended, upkeep).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
     // A worker that has ended forwards nothing meanwhile.
     if result.is_ok() {
-        daemon.withdraw().await;
+        result = daemon.withdraw(&mut signals, &mut ended).await;
     }
     drop((admin, metrics));
     // First nothing more comes, then what has come is forwarded.
@@ -188,7 +188,7 @@ impl Signals {
 /// Obeys signals and hears the worker, until something ends it. Waits for nothing else.
 async fn serve(
     daemon: &Rc<Daemon>,
-    mut signals: Signals,
+    signals: &mut Signals,
     ended: &mut oneshot::Receiver<Result<IoCounters, EngineError>>,
     mut upkeep: JoinHandle<Result<(), NetlinkError>>,
 ) -> Result<(), DaemonError> {

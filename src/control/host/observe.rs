@@ -159,10 +159,13 @@ fn local(config: &Config) -> HostFacts {
 /// Quagga's zebra, GoBGP, OpenBGPD.
 fn routing_daemon() -> Option<bool> {
     const NAMES: [&str; 5] = ["bird", "bird6", "zebra", "gobgpd", "bgpd"];
+    let here = fs::read_link("/proc/self/ns/net").ok()?;
     let is_one = |process: &fs::DirEntry| {
         // Most entries are no processes, and others end meanwhile.
         let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        NAMES.contains(&name.trim())
+        // Where this may not be seen it may well be.
+        let there = || fs::read_link(process.path().join("ns/net"));
+        NAMES.contains(&name.trim()) && there().map_or(true, |there| there == here)
     };
     Some(fs::read_dir("/proc").ok()?.flatten().any(|process| is_one(&process)))
 }
