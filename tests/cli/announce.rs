@@ -52,6 +52,9 @@ fn a_vip_that_nobody_serves_is_not_announced_and_its_packets_still_come_here() {
     // Nobody answers for VIPs on the clients' link.
     let status = lab.json("list")["status"].clone();
     assert_eq!(status["io"]["source_frames"], 0, "{status}");
+    // By itself, after the two seconds that are the default.
+    assert_eq!(lab.end(Signal::SIGTERM), Some(0), "{}", lab.log());
+    assert_eq!(lab.on_director("ip route show proto 173"), "");
 }
 
 #[test]
