@@ -93,6 +93,8 @@ pub struct Announcement {
     pub withdrawn: Option<Withdrawn>,
     /// How often it was withdrawn, since the director started or the VIP came.
     pub withdrawals: u64,
+    /// Whether nobody has looked yet.
+    new: bool,
     /// Announcements in a row that did not last.
     short: u32,
     /// When it was announced last.
@@ -106,6 +108,7 @@ impl Announcement {
     const NEW: Self = Announcement {
         withdrawn: Some(Withdrawn::Cannot(Ability::NoService)),
         withdrawals: 0,
+        new: true,
         short: 0,
         announced: Time::ZERO,
         earliest: Time::ZERO,
@@ -161,8 +164,8 @@ impl Announcements {
         self.stopping = true;
     }
 
-    /// Looks at what they can do now, and gives those that are announced from now on, or not any
-    /// more.
+    /// Looks at what they can do now, and gives those that are announced from now on, those that are
+    /// not any more, and those that are new.
     pub fn look(
         &mut self,
         now: Time,
@@ -177,7 +180,8 @@ impl Announcements {
                 let ability = abilities.get(vip).copied().unwrap_or(Ability::NoService);
                 announcement.look(now, ability);
             }
-            if before != announcement.withdrawn.is_none() {
+            let new = std::mem::take(&mut announcement.new);
+            if new || before != announcement.withdrawn.is_none() {
                 changed.push((*vip, *announcement));
             }
         }

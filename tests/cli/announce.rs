@@ -35,6 +35,7 @@ fn a_vip_that_nobody_serves_is_not_announced_and_its_packets_still_come_here() {
         list.contains("VIP 192.0.2.30 withdrawn: no real server takes new connections\n"),
         "{list}"
     );
+    assert!(lab.log().contains("withdrawn vip=192.0.2.30 reason=no real server"), "{}", lab.log());
     let doctor = lab.refused("doctor");
     assert!(doctor.contains("the VIP 192.0.2.30 is withdrawn: no real server"), "{doctor}");
     let metrics = lab.ok("metrics");
