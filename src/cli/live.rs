@@ -175,7 +175,7 @@ fn io_lines(status: &Status) -> String {
     lines
 }
 
-fn endpoint(address: IpAddr, port: &str) -> String {
+pub(super) fn endpoint(address: IpAddr, port: &str) -> String {
     match address {
         IpAddr::V4(v4) => format!("{v4}:{port}"),
         IpAddr::V6(v6) => format!("[{v6}]:{port}"),

@@ -11,6 +11,7 @@ pub mod output;
 mod rate;
 mod reload;
 mod run;
+mod top;
 mod version;
 
 use crate::control::admin::client::{Client, ClientError};
@@ -88,6 +89,10 @@ pub enum Command {
     Explain(explain::ExplainArgs),
     /// Show why packets were dropped.
     Drops(live::DropsArgs),
+    /// Watch the director: services, real servers, rates, drops and what is wrong.
+    ///
+    /// Needs no more than the socket for those who may look and change nothing. `?` shows the keys.
+    Top(top::TopArgs),
     /// Print metrics for Prometheus.
     ///
     /// The director can also serve them over HTTP: `metrics` in [director].
@@ -146,6 +151,9 @@ pub enum CommandError {
     /// The configuration does not fit the core.
     #[error(transparent)]
     Build(#[from] crate::control::build::BuildError),
+    /// The terminal does not do what `top` needs.
+    #[error("the terminal: {0}")]
+    Terminal(std::io::Error),
     /// Something could not be written.
     #[error("cannot write {what}: {source}")]
     Write {
@@ -171,6 +179,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, CommandError> {
         Command::Connections(args) => live::connections(&args, &global),
         Command::Explain(args) => explain::run(&args, &global),
         Command::Drops(args) => live::drops(&args, &global),
+        Command::Top(args) => top::run(&args, &global),
         Command::Metrics(args) => metrics::run(&args, &global),
         Command::Capture(args) => live::capture(&args, &global),
         Command::Version => version::run(&global),

@@ -15,6 +15,7 @@ mod scheduling;
 mod shown;
 #[path = "../../src/testing.rs"]
 mod testing;
+mod top;
 
 use lab::{ADIT, eventually, lab};
 use nix::sys::signal::Signal;
