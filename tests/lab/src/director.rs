@@ -76,6 +76,12 @@ impl Service {
         self
     }
 
+    /// Whether its VIP is an IPv6 address.
+    #[must_use]
+    pub fn is_ipv6(&self) -> bool {
+        self.vip.is_ipv6()
+    }
+
     /// Adds a real server by address.
     #[must_use]
     pub fn address(mut self, address: IpAddr, weight: u32) -> Self {
