@@ -23,7 +23,11 @@ $(FUZZ) $(1) $(FUZZ_FOUND)/$(1) fuzz/corpus/$(1) -- -max_total_time=$(2) -timeou
 
 endef
 
-.PHONY: help deps deps-bench deps-fuzz deps-deny deps-promtool build demo test unit lint rules deny bench fuzz fuzz-ci install install-built
+SOAK_SECONDS ?= 600
+# Such as --seed 7 or --json.
+SOAK_OPTIONS ?=
+
+.PHONY: help deps deps-bench deps-fuzz deps-deny deps-promtool build demo soak test unit lint rules deny bench fuzz fuzz-ci install install-built
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -37,6 +41,10 @@ build: ## Build the release binaries
 demo: deps build ## Show the main job on this machine: real packets, real PostgreSQL, then clean up
 	@target/release/adit-lab prepare
 	@target/release/adit-demo
+
+soak: deps build ## Load a director with everything at once for SOAK_SECONDS (default 600), and see that nothing breaks or grows
+	@target/release/adit-lab prepare
+	@target/release/adit-soak --seconds $(SOAK_SECONDS) $(SOAK_OPTIONS)
 
 test: deps lint unit rules demo fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, the demo, short fuzzing
 

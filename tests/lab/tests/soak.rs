@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use adit_lab::skip::has_root;
@@ -11,6 +12,9 @@ use adit_lab::{report, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+
+/// Each has the computer to itself.
+static TURN: Mutex<()> = Mutex::new(());
 
 fn soak(seconds: u32) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_adit-soak"));
@@ -23,6 +27,7 @@ fn twenty_seconds_of_everything_break_nothing() {
     if !has_root() {
         return;
     }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let output = soak(20).wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     let summary: Value = serde_json::from_slice(&output.stdout)
@@ -57,6 +62,7 @@ fn an_interrupted_soak_leaves_nothing_and_says_so() {
     if !has_root() {
         return;
     }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut child = soak(600);
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     let begins = lines.find(|line| line.ends_with("the load begins")).expect("it comes up");

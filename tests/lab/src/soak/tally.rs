@@ -10,6 +10,9 @@ use super::Options;
 use super::ledger::Books;
 use super::resources::{Grown, Resources};
 
+/// Lines about sessions that broke: the first tell why, all others come from the same.
+const LINES: usize = 50;
+
 /// Written by all parts.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
@@ -24,7 +27,9 @@ pub(super) struct Tally {
     pub(super) syns: AtomicU64,
     steps: Mutex<BTreeMap<&'static str, u64>>,
     last_step: Mutex<String>,
-    broken: Mutex<Vec<String>>,
+    broken: AtomicU64,
+    /// The first of them.
+    broken_lines: Mutex<Vec<String>>,
     violations: Mutex<Vec<String>>,
 }
 
@@ -47,13 +52,19 @@ impl Tally {
     /// A session that broke, or could not be opened.
     pub(super) fn broke(&self, what: &str, seconds: u64) {
         let last = self.last_step.lock().expect("no panic while it is held").clone();
-        let line = format!("{what} at {seconds} s; the last step was: {last}");
-        self.broken.lock().expect("no panic while it is held").push(line);
+        add(&self.broken, 1);
+        let mut lines = self.broken_lines.lock().expect("no panic while it is held");
+        if lines.len() < LINES {
+            lines.push(format!("broken: {what} at {seconds} s; the last step was: {last}"));
+        }
     }
 
     /// Something else that must not be.
     pub(super) fn violation(&self, what: String) {
-        self.violations.lock().expect("no panic while it is held").push(what);
+        let mut violations = self.violations.lock().expect("no panic while it is held");
+        if violations.len() < LINES {
+            violations.push(what);
+        }
     }
 
     pub(super) fn line(&self) -> String {
@@ -62,7 +73,7 @@ impl Tally {
             "sessions {} open, {} short, {} broken; {} kB echoed; datagrams {} ({} lost)",
             get(&self.long_opened) - get(&self.long_closed),
             get(&self.short),
-            self.broken.lock().expect("no panic while it is held").len(),
+            get(&self.broken),
             get(&self.echoed_bytes) / 1000,
             get(&self.datagrams),
             get(&self.datagrams_lost)
@@ -77,9 +88,8 @@ impl Tally {
         resources: Resources,
     ) -> Summary {
         let inner = |list: Mutex<Vec<String>>| list.into_inner().expect("all parts have ended");
-        let broken = inner(self.broken);
         let mut violations = inner(self.violations);
-        violations.extend(broken.iter().map(|what| format!("broken: {what}")));
+        violations.extend(inner(self.broken_lines));
         let [received, forwarded, dropped] = books.totals();
         let grown = resources.grown();
         violations.extend(resources.violations());
@@ -96,7 +106,7 @@ impl Tally {
             sessions: self.long_opened.into_inner(),
             echoed_bytes: self.echoed_bytes.into_inner(),
             short_sessions: self.short.into_inner(),
-            broken_sessions: broken.len(),
+            broken_sessions: self.broken.into_inner(),
             datagrams: self.datagrams.into_inner(),
             datagrams_fragmented: self.fragmented.into_inner(),
             datagrams_lost: self.datagrams_lost.into_inner(),
@@ -131,7 +141,7 @@ pub struct Summary {
     /// Sessions for one exchange.
     pub short_sessions: u64,
     /// Sessions of both kinds that broke or could not be opened.
-    pub broken_sessions: usize,
+    pub broken_sessions: u64,
     /// Datagrams that were answered rightly.
     pub datagrams: u64,
     /// Of these, those that went as fragments.
