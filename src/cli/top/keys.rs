@@ -34,6 +34,7 @@ pub(super) const HELP: [(&str, &str); 9] = [
 ];
 
 /// Carries out a key on a screen of this `area`.
+#[allow(clippy::wildcard_enum_match_arm, reason = "there are many keys, and most do nothing")]
 pub(super) fn press(model: &mut Model, key: KeyEvent, area: Rect) -> Then {
     if key.kind == KeyEventKind::Release {
         return Then::Draw;

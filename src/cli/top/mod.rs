@@ -58,7 +58,9 @@ pub(super) fn run(args: &TopArgs, global: &Global) -> Result<Outcome, CommandErr
         .enable_all()
         .build()
         .map_err(CommandError::Runtime)?;
-    runtime.block_on(screen::run(model, Client::new(&socket))).map_err(CommandError::Terminal)?;
+    // A director that starts later may have a socket that this user may use, beside the other.
+    let find = || global.usable_socket();
+    runtime.block_on(screen::run(model, &socket, find)).map_err(CommandError::Terminal)?;
     Ok(Outcome::Fine)
 }
 

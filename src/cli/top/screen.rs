@@ -14,6 +14,7 @@ use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use ratatui::layout::Rect;
 use std::io::{self, IsTerminal, Stdout};
+use std::path::{Path, PathBuf};
 use std::sync::Once;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -129,11 +130,17 @@ impl Ends {
     }
 }
 
-/// Shows the director until the user has seen enough.
+/// Shows the director that listens on `socket` until the user has seen enough; where nobody answers,
+/// `find` tells where to ask next time.
 ///
 /// # Errors
 /// When the terminal does not work, or is gone.
-pub(super) async fn run(mut model: Model, client: Client) -> io::Result<()> {
+pub(super) async fn run(
+    mut model: Model,
+    socket: &Path,
+    find: impl Fn() -> PathBuf,
+) -> io::Result<()> {
+    let mut client = Client::new(socket);
     let mut ends = Ends::new()?;
     let mut screen = Screen::take()?;
     let mut events = EventStream::new();
@@ -163,7 +170,12 @@ pub(super) async fn run(mut model: Model, client: Client) -> io::Result<()> {
                 asking = None;
                 match answer {
                     Ok(reading) => model.update(reading),
-                    Err(why) => model.unanswered(start.elapsed(), &why),
+                    Err(why) => {
+                        model.unanswered(start.elapsed(), &why);
+                        let socket = find();
+                        model.socket = socket.display().to_string();
+                        client = Client::new(&socket);
+                    }
                 }
             }
             () = tokio::time::sleep_until(next), if asking.is_none() && (wanted || !model.paused) => {

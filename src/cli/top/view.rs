@@ -327,9 +327,10 @@ fn draw_row(
             true => width.saturating_sub(Span::raw(&text).width()),
             false => 0,
         };
-        let style = match column {
-            table::Column::State if !row.service => model.of_state(&text),
-            _ => style,
+        let style = if *column == table::Column::State && !row.service {
+            model.of_state(&text)
+        } else {
+            style
         };
         if let Ok(from) = u16::try_from(x + 1 + pad) {
             out.set_stringn(from, at.y, text, *width - pad, style);

@@ -34,8 +34,8 @@ const REALS: [usize; 2] = [2, 2];
 /// Time between two looks at the director.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Looks between two lines of progress.
-const PROGRESS: u64 = 10;
+/// Time between two lines of progress.
+const PROGRESS: Duration = Duration::from_secs(10);
 
 /// How long nobody may answer on the admin socket while no restart is under way.
 const SILENCE: Duration = Duration::from_secs(15);
@@ -111,9 +111,11 @@ pub fn run(
         floods::start(scope, &lab, &shared, options.seed);
         let (shared, operator) = (&shared, &operator);
         scope.spawn(move || operator.work(shared, options.time / 2));
+        let mut next_line = PROGRESS;
         while shared.start.elapsed() < options.time && !interrupted.load(Ordering::Relaxed) {
             watch.look(shared, operator);
-            if watch.looks.is_multiple_of(PROGRESS) {
+            if shared.start.elapsed() >= next_line {
+                next_line += PROGRESS;
                 progress(&watch.line(shared, operator));
             }
             shared.pace(LOOK);
@@ -132,7 +134,6 @@ pub fn run(
 struct Watch {
     books: Books,
     resources: Resources,
-    looks: u64,
     answered: Instant,
 }
 
@@ -143,14 +144,12 @@ impl Watch {
         Self {
             books: Books::new(socket),
             resources: Resources::new(options.time),
-            looks: 0,
             answered: Instant::now(),
         }
     }
 
     #[allow(clippy::disallowed_methods, reason = "silence is time")]
     fn look(&mut self, shared: &Shared, operator: &Operator) {
-        self.looks += 1;
         // While a restart is under way nobody answers, and that is nobody's fault.
         let Some(_director) = operator.not_restarting() else {
             self.answered = Instant::now();

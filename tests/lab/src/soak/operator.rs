@@ -231,12 +231,11 @@ impl Operator {
             Step::Terminate | Step::Kill => {
                 shared.tally.step(step.name(), "", shared.seconds());
                 let mut director = self.director();
-                match step {
-                    Step::Kill => director.kill()?,
-                    _ => {
-                        let status = director.terminate()?;
-                        expect(status.success(), "end in order", &status.to_string())?;
-                    }
+                if step == Step::Kill {
+                    director.kill()?;
+                } else {
+                    let status = director.terminate()?;
+                    expect(status.success(), "end in order", &status.to_string())?;
                 }
                 return director.start_again();
             }
