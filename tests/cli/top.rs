@@ -90,8 +90,7 @@ impl Top {
             let screen = shown.terminal.screen();
             (!screen.alternate_screen() && !screen.hide_cursor()).then_some(())
         });
-        let bytes = self.shown.lock().unwrap().bytes.clone();
-        bytes
+        self.shown.lock().unwrap().bytes.clone()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Somebody who never leaves the director alone.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -152,8 +153,9 @@ struct Hands {
 
 /// Somebody who never leaves the director alone.
 pub(super) struct Operator {
-    /// Held while the process is being replaced.
     director: Mutex<Director>,
+    /// The process is being replaced.
+    restarting: AtomicBool,
     hands: Mutex<Hands>,
     last: Mutex<&'static str>,
 }
@@ -161,12 +163,17 @@ pub(super) struct Operator {
 impl Operator {
     pub(super) fn new(director: Director, fleet: Fleet, dice: Dice) -> Self {
         let hands = Mutex::new(Hands { fleet, dice });
-        Self { director: Mutex::new(director), hands, last: Mutex::new("nothing yet") }
+        Self {
+            director: Mutex::new(director),
+            restarting: AtomicBool::new(false),
+            hands,
+            last: Mutex::new("nothing yet"),
+        }
     }
 
-    /// The director, unless it is being restarted.
-    pub(super) fn not_restarting(&self) -> Option<MutexGuard<'_, Director>> {
-        self.director.try_lock().ok()
+    /// Whether the process is being replaced, so that nobody answers.
+    pub(super) fn is_restarting(&self) -> bool {
+        self.restarting.load(Ordering::SeqCst)
     }
 
     pub(super) fn line(&self) -> String {
@@ -230,19 +237,26 @@ impl Operator {
             }
             Step::Terminate | Step::Kill => {
                 shared.tally.step(step.name(), "", shared.seconds());
-                let mut director = self.director();
-                if step == Step::Kill {
-                    director.kill()?;
-                } else {
-                    let status = director.terminate()?;
-                    expect(status.success(), "end in order", &status.to_string())?;
-                }
-                return director.start_again();
+                self.restarting.store(true, Ordering::SeqCst);
+                let restarted = self.restart(step == Step::Kill);
+                self.restarting.store(false, Ordering::SeqCst);
+                return restarted;
             }
         }
         shared.tally.step(step.name(), &detail, shared.seconds());
         let said = self.director().reload(&hands.fleet.config())?;
         expect(said.success, "reload", &said.text)
+    }
+
+    fn restart(&self, kill: bool) -> Result<()> {
+        let mut director = self.director();
+        if kill {
+            director.kill()?;
+        } else {
+            let status = director.terminate()?;
+            expect(status.success(), "end in order", &status.to_string())?;
+        }
+        director.start_again()
     }
 
     fn director(&self) -> MutexGuard<'_, Director> {

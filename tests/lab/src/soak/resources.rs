@@ -6,8 +6,8 @@ use std::{fmt, fs};
 use serde::Serialize;
 
 /// What a process may take above its warm figure, in KiB: the allocator's own ups and downs, and
-/// answers that are being made when it is looked at.
-pub(super) const MORE_KIB: u64 = 4 * 1024;
+/// answers that are being made when it is looked at. In some minutes it was 120 to 340.
+pub(super) const MORE_KIB: u64 = 2 * 1024;
 
 /// Descriptors above the warm figure: conversations on the admin socket at the moment of a look, and
 /// sockets of real servers that come and go.
@@ -207,7 +207,7 @@ mod tests {
         ]);
         let found = resources.violations();
         assert_eq!(found.len(), 2, "{found:?}");
-        assert!(found[0].contains("process 1 grew from 1000 to 5097 KiB"), "{found:?}");
+        assert!(found[0].contains("process 1 grew from 1000 to 3049 KiB"), "{found:?}");
         assert!(found[1].contains("process 2 went from 10 to 27 descriptors"), "{found:?}");
         assert_eq!(resources.grown().most.anonymous_kib, 1001 + MORE_KIB);
     }
