@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod binaries;
+pub mod corpus;
 pub mod director;
 pub mod engine;
 pub mod error;
