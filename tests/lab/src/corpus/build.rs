@@ -66,7 +66,7 @@ impl Ipv4 {
         packet[2..4].copy_from_slice(&length.wrapping_add_signed(self.claimed).to_be_bytes());
         packet[4..6].copy_from_slice(&self.identification.to_be_bytes());
         let flags = u16::from(self.dont_fragment) << 14 | u16::from(self.more_fragments) << 13;
-        packet[6..8].copy_from_slice(&(flags | self.offset / 8).to_be_bytes());
+        packet[6..8].copy_from_slice(&(flags | (self.offset / 8)).to_be_bytes());
         packet[8] = self.ttl;
         packet[9] = self.protocol;
         packet[12..16].copy_from_slice(&self.source.octets());

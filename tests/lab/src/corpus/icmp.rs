@@ -171,13 +171,11 @@ fn errors(list: &mut List, v6: bool) {
         list.add(&name, vec![opening(&flow, protocol), error]);
     }
     let flow = Flow::next(list, v6);
-    let other = SocketAddr::new(
-        if v6 { list.ends.narrow6.into() } else { list.ends.narrow4.into() },
-        list.ends.port,
-    );
-    let about = Flow { destination: other, ..flow };
-    let quote = reply(&about, TCP);
+    let other: IpAddr = if v6 { list.ends.narrow6.into() } else { list.ends.narrow4.into() };
+    let elsewhere = Flow { destination: SocketAddr::new(other, list.ends.port), ..flow };
+    let quote = reply(&flow, TCP);
     let (_, kind, rest) = kinds[0];
-    let packets = vec![opening(&about, TCP), flow.icmp(kind, rest, &quote[..header + 28])];
-    list.add(&format!("{version} error about a flow of another vip"), packets);
+    let error = elsewhere.icmp(kind, rest, &quote[..header + 28]);
+    let name = format!("{version} error to another vip than that of the flow");
+    list.add(&name, vec![opening(&flow, TCP), error]);
 }

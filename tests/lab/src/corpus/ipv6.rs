@@ -60,6 +60,9 @@ fn fields(list: &mut List) {
     }
 }
 
+/// An extension header, of which the first byte is still to be written, and the number of its kind.
+type Extension = (u8, Vec<u8>);
+
 /// An extension header without its first byte: how many 8-byte units follow the first, and the rest.
 fn extension(rest: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0, 0];
@@ -70,7 +73,7 @@ fn extension(rest: &[u8]) -> Vec<u8> {
 }
 
 /// A datagram behind these headers, of which the first is of kind `first` and so on.
-fn behind(flow: &Flow, headers: &[(u8, Vec<u8>)], last: u8, upper: &[u8]) -> Vec<u8> {
+fn behind(flow: &Flow, headers: &[Extension], last: u8, upper: &[u8]) -> Vec<u8> {
     let mut rest = Vec::new();
     for (index, (_, header)) in headers.iter().enumerate() {
         let next = headers.get(index + 1).map_or(last, |(kind, _)| *kind);
@@ -98,7 +101,7 @@ fn extensions(list: &mut List) {
     let authentication =
         vec![0, 4, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
     let pad = |kind| (kind, padding.clone());
-    let chains: Vec<(&str, Vec<(u8, Vec<u8>)>)> = vec![
+    let chains: Vec<(&str, Vec<Extension>)> = vec![
         ("hop-by-hop padding", vec![pad(HOP_BY_HOP)]),
         ("hop-by-hop router alert", vec![(HOP_BY_HOP, alert)]),
         ("hop-by-hop unknown, skip", vec![(HOP_BY_HOP, unknown(0x1e))]),

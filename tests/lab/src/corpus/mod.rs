@@ -66,6 +66,8 @@ pub const TRAILER: u8 = 0xee;
 pub struct Case {
     /// Unique; its words name IP version, protocol, and what is special.
     pub name: String,
+    /// Is the frames' Ethernet type that of IPv6? Else that of IPv4, whatever the packets say.
+    pub ipv6: bool,
     /// The packets.
     pub packets: Vec<Sent>,
 }
@@ -99,7 +101,7 @@ impl List {
     }
 
     fn add_sent(&mut self, name: &str, packets: Vec<Sent>) {
-        self.cases.push(Case { name: name.to_owned(), packets });
+        self.cases.push(Case { name: name.to_owned(), ipv6: name.starts_with("ipv6"), packets });
     }
 }
 

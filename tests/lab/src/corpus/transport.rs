@@ -275,7 +275,7 @@ fn sizes(list: &mut List, v6: bool, version: &str) {
     let flow = Flow::next(list, v6);
     let mut data = flow.segment(flag::ACK);
     data.sequence = 1001;
-    let upper = data.bytes(&payload(1440));
+    let upper = data.bytes(&payload(if v6 { 1440 } else { 1460 }));
     let packet = if v6 {
         flow.ipv6(TCP).packet(&upper)
     } else {
