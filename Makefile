@@ -73,6 +73,7 @@ bench: deps-bench build ## Measure: in process, and whole paths beside plain loo
 	$(CARGO) bench --locked --bench conntrack
 	$(CARGO) bench --locked --bench dataplane
 	$(CARGO) bench --locked --bench path
+	$(CARGO) bench --locked --bench latency
 
 deps-fuzz:
 	@tests/lab/install.sh build
