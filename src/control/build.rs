@@ -9,6 +9,7 @@ use crate::dataplane::counters::DestinationCounters;
 use crate::dataplane::hash::{HashKey, PersistenceGroup};
 use crate::dataplane::ids::{DestinationId, RealId, VipId};
 use crate::dataplane::packet;
+use crate::dataplane::probe::Probes;
 use crate::dataplane::region::{Directory, DirectoryFull, Entry, RealIdentity, VipIdentity};
 use crate::dataplane::scheduler::table::{TableCache, TableError};
 use crate::dataplane::service::{
@@ -271,6 +272,7 @@ impl<S: AsRef<[Entry]>> World<S> {
             decrement_hop_limit: config.director.capture != config::Capture::Route,
             bridged: config.director.capture == config::Capture::Bridge,
             reset_unknown: true,
+            probes: Probes::default(),
         })
     }
 

@@ -112,6 +112,8 @@ counters! {
         address_conflicts,
         /// Echo requests answered.
         echo_answers,
+        /// Packets of the director's own health checks that were sent to the real server they are about.
+        probe_packets,
         /// Events for control that found the queue full.
         events_lost,
     }

@@ -14,6 +14,7 @@ pub mod neighbour;
 pub mod packet;
 pub mod path_mtu;
 pub mod persistence;
+pub mod probe;
 mod queues;
 pub mod rate_limit;
 pub mod region;

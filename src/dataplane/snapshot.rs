@@ -7,6 +7,7 @@ use super::{
     hash::HashKey,
     ids::{DestinationId, RealId, VipId},
     packet::{Address, address},
+    probe::Probes,
     service::{DfPolicy, PersistencePolicy, ServiceTable},
     verdict::EgressId,
 };
@@ -135,6 +136,8 @@ pub struct Snapshot {
     pub bridged: bool,
     /// Whether unknown segments under schedulers that cannot guess are answered by a reset.
     pub reset_unknown: bool,
+    /// The director's own health checks.
+    pub probes: Probes,
 }
 
 impl Default for Snapshot {
@@ -151,6 +154,7 @@ impl Default for Snapshot {
             decrement_hop_limit: false,
             bridged: false,
             reset_unknown: true,
+            probes: Probes::default(),
         }
     }
 }

@@ -111,6 +111,7 @@ drop_reasons! {
     IcmpUnsupported, "icmp_unsupported", "An ICMP message to a VIP that is neither echo request nor an error.";
     ForgedError, "forged_error", "An ICMP error about an outer packet whose cookie or quoted flow is wrong.";
     ErrorIgnored, "error_ignored", "An ICMP error about an outer packet while short quotes are ignored (too many wrong cookies).";
+    StaleProbe, "stale_probe", "A packet of a health check of a real server that is not checked any more.";
     NoEgress, "no_egress", "There is no path to the real server now.";
     NoScratch, "no_scratch", "No auxiliary slot was free for the pieces of a packet.";
     EgressFull, "egress_full", "The egress queue was full (EAGAIN or ENOBUFS).";

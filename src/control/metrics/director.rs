@@ -176,6 +176,7 @@ fn worker(totals: &WorkerReading, families: &mut Families<'_>) -> fmt::Result {
         neighbour_answers,
         address_conflicts,
         echo_answers,
+        probe_packets,
         events_lost,
     } = *totals;
     for (name, help, value) in [
@@ -242,6 +243,12 @@ fn worker(totals: &WorkerReading, families: &mut Families<'_>) -> fmt::Result {
             address_conflicts,
         ),
         ("adit_echo_answers_total", "Echo requests answered.", echo_answers),
+        (
+            "adit_probe_packets_total",
+            "Packets of the director's own health checks, sent to the real server they are about; \
+             they are in no figure of a service.",
+            probe_packets,
+        ),
         (
             "adit_events_lost_total",
             "Events for control that found the queue full: each may cost a persistence entry.",

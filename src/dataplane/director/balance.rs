@@ -11,6 +11,7 @@ use super::{
         ids::{DestinationId, VipId},
         packet::{self, Datagram, Quote, TcpSegment, protocol, tcp_flag},
         path_mtu::{FlowCheck, InnerQuote},
+        probe::Pinned,
         rate_limit::Emission,
         reply,
         service::Service,
@@ -18,6 +19,7 @@ use super::{
         verdict::{DropReason, Event, Outlet, Verdict},
     },
     Context, Director, LinkHeader, Received,
+    forward::Traffic,
 };
 
 /// A packet of a flow, as far as choosing its real server is concerned.
@@ -146,6 +148,21 @@ impl<S: AsRef<[Slot]>> Director<S> {
             Ok(incoming) => incoming,
             Err(error) => return Verdict::Drop(error.into()),
         };
+        if context.snapshot.probes.has_port(incoming.key.client_port) {
+            match context.snapshot.probes.pinned(&incoming.key, datagram.hop_limit) {
+                Pinned::No => {}
+                Pinned::To(destination) => {
+                    return self.forward_as(
+                        context,
+                        datagram,
+                        received,
+                        destination,
+                        Traffic::Check,
+                    );
+                }
+                Pinned::Stale => return Verdict::Drop(DropReason::StaleProbe),
+            }
+        }
         match self.destination_of(context, &incoming, datagram) {
             Ok(destination) => self.forward(context, datagram, received, destination),
             Err(Refusal::Drop(reason)) => Verdict::Drop(reason),

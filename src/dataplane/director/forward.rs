@@ -20,6 +20,15 @@ use super::{
 /// The smallest MTU of an IPv6 link (RFC 8200 §5): no IPv6 packet of that size may be refused.
 const IPV6_MINIMUM_MTU: usize = 1280;
 
+/// Whose a packet is, as far as counting is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Traffic {
+    /// A client's of a service.
+    Service,
+    /// The director's own, to see how a real server does.
+    Check,
+}
+
 /// What becomes of a packet, seen from the path MTU.
 enum Fit {
     /// One outer packet.
@@ -57,6 +66,18 @@ impl<S: AsRef<[Slot]>> Director<S> {
         received: Received<'_>,
         id: DestinationId,
     ) -> Verdict {
+        self.forward_as(context, datagram, received, id, Traffic::Service)
+    }
+
+    /// The same, counted as what it is.
+    pub(super) fn forward_as<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        datagram: &Datagram,
+        received: Received<'_>,
+        id: DestinationId,
+        traffic: Traffic,
+    ) -> Verdict {
         let snapshot = context.snapshot;
         let Some(destination) = snapshot.destination(id) else {
             return Verdict::Drop(DropReason::NoEgress);
@@ -92,7 +113,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
             Fit::Whole => {
                 let Received { slot, ip, .. } = received;
                 let outcome = self.wrap(destination, real, datagram, slot, ip);
-                self.count_forwarded(id, datagram, &outcome);
+                self.count_forwarded(id, datagram, traffic, &outcome);
                 match outcome {
                     Ok((egress, range)) => Verdict::Forward { egress, range },
                     Err(reason) => Verdict::Drop(reason),
@@ -105,7 +126,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
             Fit::Fragment => {
                 let Received { slot, ip, .. } = received;
                 let outcome = self.wrap_in_pieces(context, real, destination.real, mtu, slot, ip);
-                self.count_forwarded(id, datagram, &outcome);
+                self.count_forwarded(id, datagram, traffic, &outcome);
                 outcome.map_or_else(Verdict::Drop, |()| Verdict::Fragmented)
             }
         }
@@ -115,9 +136,14 @@ impl<S: AsRef<[Slot]>> Director<S> {
         &self,
         id: DestinationId,
         datagram: &Datagram,
+        traffic: Traffic,
         outcome: &Result<T, DropReason>,
     ) {
         if outcome.is_err() {
+            return;
+        }
+        if traffic == Traffic::Check {
+            self.parts.counters.worker.probe_packets.add(1);
             return;
         }
         let bytes = datagram.total_len as u64;
