@@ -1,7 +1,7 @@
 //! What differs between two configurations, in words and in what it does to connections.
 
 use super::admin::api::Change;
-use super::config::{Config, Persistence, Service};
+use super::config::{Check, Config, Persistence, Service};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -53,6 +53,13 @@ pub fn changes(
             what: "[tunnel] differs".to_owned(),
             effect: "holds for the next packet of every connection".to_owned(),
             connections: old.services.iter().map(|s| flows(&s.name, None)).sum(),
+        });
+    }
+    if old.health != new.health {
+        changes.push(Change {
+            what: "[health] differs".to_owned(),
+            effect: "checks come from other addresses or ports; what is known stays".to_owned(),
+            connections: 0,
         });
     }
     let leaving =
@@ -124,6 +131,13 @@ fn service_changes(
     if old.one_packet != new.one_packet {
         let what = format!("one_packet {} -> {}", old.one_packet, new.one_packet);
         push(what, "holds for datagrams without a connection; those there are go on", 0);
+    }
+    if old.check != new.check {
+        let show = |check: &Option<Check>| {
+            check.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)
+        };
+        let what = format!("check {} -> {}", show(&old.check), show(&new.check));
+        push(what, "holds from the next check on; what is known of real servers stays", 0);
     }
     if old.persistence != new.persistence {
         let show = |p: &Option<Persistence>| {

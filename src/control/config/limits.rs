@@ -124,3 +124,37 @@ pub(super) const PERSISTENCE: DurationBounds = DurationBounds {
 /// second, to one client prefix and to everybody: the defaults are the core's own. 0 would
 /// silence path MTU discovery, and with it black-hole sessions.
 pub(super) const EMITTED: RangeInclusive<u32> = 1..=1_000_000;
+
+/// Source ports of checks: above Linux's default `ip_local_port_range`, which ends at 60999.
+pub(super) const DEFAULT_PROBE_PORTS: (u16, u16) = (61_000, 65_535);
+/// Source ports for one real server of a service. A check takes the next one each time, so that a
+/// real server (or a firewall) that still remembers the last one does not take it for its
+/// continuation; 4536 default ports hold 1134 real servers at a VIP and port.
+pub const PROBE_PORTS: u16 = 4;
+
+/// Checks of a streak: one that a single lost packet can break is 1, and more than 100 never ends.
+pub(super) const CHECK_STREAK: RangeInclusive<u8> = 1..=100;
+/// A real server that comes back has answered once more than by chance.
+pub(super) const DEFAULT_RISE: u8 = 2;
+/// Two lost packets in a row happen on a bad day.
+pub(super) const DEFAULT_FALL: u8 = 3;
+
+pub(super) const CHECK_INTERVAL: DurationBounds = DurationBounds {
+    default: seconds(2),
+    least: Duration::from_millis(100),
+    most: seconds(3600),
+    reason: "ten connections a second are a load of their own, and an hour is no check",
+};
+pub(super) const CHECK_TIMEOUT: DurationBounds = DurationBounds {
+    // A SYN that is lost is sent again after a second; whoever waits longer waits for two.
+    default: seconds(1),
+    least: Duration::from_millis(10),
+    most: seconds(60),
+    reason: "an answer takes a round trip to the real server and back at least",
+};
+pub(super) const CHECK_DOWN_INTERVAL: DurationBounds = DurationBounds {
+    default: seconds(5),
+    least: Duration::from_millis(100),
+    most: seconds(3600),
+    reason: "it is also how long a real server may be back before anybody notices",
+};

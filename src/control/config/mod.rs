@@ -7,6 +7,7 @@
 //! Invariant: the rest of the program never sees an unchecked value. A [`Config`] that exists has
 //! passed every rule of this module.
 
+mod check;
 mod conflicts;
 mod error;
 mod hash;
@@ -22,10 +23,11 @@ pub use hash::{ConfigHash, config_hash, services_hash};
 pub use hash_key::{HashKeyError, HashKeyOrigin, LoadedKey};
 pub use limits::{
     DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS, MAX_SERVICES, MAX_VIPS,
+    PROBE_PORTS,
 };
 pub use types::{
-    Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Persistence, Ports,
-    Protocol, Real, Scheduler, Service, Timeouts, Tunnel, TunnelKind,
+    Announce, Capture, Check, CheckKind, Config, Director, DontFragment, Health, Initial, IoEngine,
+    Limits, Persistence, Ports, Protocol, Real, Scheduler, Service, Timeouts, Tunnel, TunnelKind,
 };
 
 use reader::{Problems, Table};

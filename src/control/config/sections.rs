@@ -1,5 +1,6 @@
 //! `[director]`, `[tunnel]`, `[timeouts]` and `[limits]`.
 
+use super::check;
 use super::conflicts;
 use super::limits::{self, DurationBounds};
 use super::reader::{At, Problems, Table, Word};
@@ -27,13 +28,15 @@ pub(super) fn read<'t>(mut root: Table<'t>, problems: &'t Problems) -> Option<Co
     let timeouts = timeouts(root.table("timeouts", "[timeouts]"), &default_timeouts());
     let limits = limits(root.table("limits", "[limits]"));
     let defaults = service::Defaults { timeouts, df };
+    let health = check::health(root.table("health", "[health]"), problems);
     let services = service::read_all(root.tables("service", "[[service]]"), &defaults, problems);
     root.finish();
 
     conflicts::check(&services, &tunnel, problems);
+    check::fits(&services, &health, problems);
     let mut services: Vec<_> = services.into_iter().map(|s| s.service).collect();
     services.sort_by(|a, b| a.name.cmp(&b.name));
-    Some(Config { director: director?, tunnel, limits, services })
+    Some(Config { director: director?, tunnel, limits, health, services })
 }
 
 fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {

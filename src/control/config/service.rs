@@ -1,5 +1,6 @@
 //! `[[service]]` and `[[service.real]]`.
 
+use super::check;
 use super::limits;
 use super::reader::{At, Problems, Table, Word};
 use super::sections::{df, timeouts};
@@ -69,6 +70,10 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
     };
     let timeouts = timeouts(t.table("timeouts", "`timeouts`"), &defaults.timeouts);
     let df = df(&mut t).unwrap_or(defaults.df);
+    let check_span = t.get("check").map(Spanned::span).unwrap_or_default();
+    let raw_check = t
+        .table("check", "`check`")
+        .map(|table| At { value: check::read(table, problems), span: check_span });
     let mut reals = reals(t.tables("real", "[[service.real]]"), problems);
     for (key, example) in [
         ("name", "name = \"orders-read\""),
@@ -95,6 +100,7 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
     let protocol = protocol.unwrap_or(Protocol::Tcp);
     let one_packet =
         one_packet.is_some_and(|key| one_packet_fits(key, protocol, persists, problems));
+    let check = raw_check.and_then(|raw| check::complete(&raw, &ports.value, protocol, problems));
     let service = Service {
         name: name.value,
         vip: vip.value,
@@ -106,6 +112,7 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
         persistence,
         timeouts,
         df,
+        check,
         reals,
     };
     let (name, vip, ports) = (name.span, vip.span, ports.span);

@@ -19,6 +19,9 @@ pub struct Config {
     pub tunnel: Tunnel,
     /// `[limits]`: what the director spends on others.
     pub limits: Limits,
+    /// `[health]`: what checks of real servers have in common.
+    #[serde(skip_serializing_if = "Health::is_default")]
+    pub health: Health,
     /// `[[service]]`, in the order of their names.
     pub services: Vec<Service>,
 }
@@ -153,6 +156,98 @@ pub struct Limits {
     pub emitted_total: u32,
 }
 
+/// What checks of real servers have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Health {
+    /// First and last source port of checks.
+    pub ports: (u16, u16),
+    /// Where checks of IPv4 VIPs come from; by default the outer source towards the real server.
+    pub source_v4: Option<Ipv4Addr>,
+    /// Where checks of IPv6 VIPs come from; likewise.
+    pub source_v6: Option<Ipv6Addr>,
+}
+
+/// How it is found out whether a service's real servers can serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What is tried.
+    pub kind: CheckKind,
+    /// TCP port of the VIP that is connected to.
+    pub port: u16,
+    /// Time between the starts of two checks.
+    #[serde(serialize_with = "as_milliseconds")]
+    pub interval: Duration,
+    /// How long an answer may take.
+    #[serde(serialize_with = "as_milliseconds")]
+    pub timeout: Duration,
+    /// Time between the starts of two checks of a real server that is down.
+    #[serde(serialize_with = "as_milliseconds")]
+    pub down_interval: Duration,
+    /// Successful checks in a row that bring one back.
+    pub rise: u8,
+    /// Failed checks in a row that take one out.
+    pub fall: u8,
+    /// What one is until the first check has ended.
+    pub initial: Initial,
+}
+
+/// What a check tries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckKind {
+    /// A TCP connection to the VIP, through the tunnel.
+    Tcp,
+}
+
+/// What a real server is that was never checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Initial {
+    /// It takes no new flows: checks first, then traffic.
+    Down,
+    /// It takes them until it has failed.
+    Up,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health { ports: super::limits::DEFAULT_PROBE_PORTS, source_v4: None, source_v6: None }
+    }
+}
+
+impl Health {
+    fn is_default(&self) -> bool {
+        *self == Health::default()
+    }
+
+    /// Real servers that can be checked at one VIP and port.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        let (first, last) = self.ports;
+        (usize::from(last - first) + 1) / usize::from(super::limits::PROBE_PORTS)
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let show = humantime::format_duration;
+        let Check { kind: CheckKind::Tcp, port, interval, timeout, down_interval, .. } = self;
+        let Check { rise, fall, initial, .. } = self;
+        let initial = match initial {
+            Initial::Down => "down",
+            Initial::Up => "up",
+        };
+        write!(
+            f,
+            "tcp port {port} every {} within {}, rise {rise}, fall {fall}, down every {}, initial \
+             {initial}",
+            show(*interval),
+            show(*timeout),
+            show(*down_interval),
+        )
+    }
+}
+
 /// A virtual service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Service {
@@ -178,6 +273,9 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// Outer Don't Fragment.
     pub df: DontFragment,
+    /// How it is found out whether its real servers can serve; nothing is checked without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check: Option<Check>,
     /// Real servers, in the order of their addresses: order in the file means nothing.
     pub reals: Vec<Real>,
 }
@@ -406,6 +504,10 @@ impl fmt::Display for Protocol {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
 fn is_false(value: &bool) -> bool {
     !value
+}
+
+fn as_milliseconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u128(duration.as_millis())
 }
 
 fn as_seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
