@@ -1,7 +1,7 @@
 //! Commands that show a running director: `list`, `connections`, `drops`, `capture`.
 
 use super::output::{self, TextTable};
-use super::{CommandError, Global, Outcome, converse, rate};
+use super::{CommandError, Global, Outcome, converse, health, rate};
 use crate::control::admin::api::{
     ConnectionView, Connections, Drops, RealView, ServiceView, Services, Status,
 };
@@ -35,6 +35,13 @@ pub struct ListArgs {
     /// Show connection thresholds instead of weights.
     #[arg(long, conflicts_with_all = ["stats", "rate"])]
     pub thresholds: bool,
+    /// Show what health checks know instead: state and since when, the last check, its latency, and why.
+    #[arg(long, conflicts_with_all = ["stats", "rate", "thresholds"])]
+    pub health: bool,
+    /// Wait until all real servers with a check are up, for so long at most: 30s. Exits with 1, and
+    /// names the others, when they are not.
+    #[arg(long, value_name = "TIME", requires = "health", value_parser = humantime::parse_duration)]
+    pub wait: Option<std::time::Duration>,
     /// This service alone.
     #[arg(value_name = "SERVICE")]
     pub service: Option<String>,
@@ -103,6 +110,9 @@ struct Listing {
 pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandError> {
     if args.rate {
         return rate::list(args, global);
+    }
+    if args.health {
+        return health::list(args, global);
     }
     let (status, mut services) = converse(global, |client| async move {
         let status: Status = client.ask(Method::GET, "/v1/status").await?;

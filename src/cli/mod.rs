@@ -4,6 +4,7 @@ mod check;
 mod doctor;
 mod explain;
 mod generate;
+mod health;
 mod live;
 mod logging;
 mod metrics;

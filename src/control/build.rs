@@ -2,6 +2,7 @@
 
 use super::config::{self, Config, DontFragment};
 use super::destinations::{DestinationKey, Destinations, DestinationsFull};
+use super::health::Board;
 use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey};
 use super::tables::{TableWork, members, thresholds};
 use crate::dataplane::conntrack::{FlowRecord, Ticks, Timeouts};
@@ -99,6 +100,8 @@ pub struct Surroundings<'a> {
     pub cookies: CookieRoot,
     /// Counters by destination, for where new ones begin.
     pub counters: &'a [DestinationCounters],
+    /// What checks know of real servers.
+    pub health: &'a Board,
 }
 
 /// Where the cookies in outer ids come from.
@@ -250,7 +253,7 @@ impl<S: AsRef<[Entry]>> World<S> {
         egress: impl Fn(&PathTarget) -> Option<EgressId>,
         previous: Option<&Snapshot>,
     ) -> Result<Snapshot, BuildError> {
-        let services = self.services(config, previous)?;
+        let services = self.services(config, around.health, previous)?;
         let mut services = ServiceTable::new(services);
         let draining = self
             .destinations
@@ -272,6 +275,7 @@ impl<S: AsRef<[Entry]>> World<S> {
             decrement_hop_limit: config.director.capture != config::Capture::Route,
             bridged: config.director.capture == config::Capture::Bridge,
             reset_unknown: true,
+            // Whoever knows what the worker was told adds them: `health::pin`.
             probes: Probes::default(),
         })
     }
@@ -279,6 +283,7 @@ impl<S: AsRef<[Entry]>> World<S> {
     fn services(
         &mut self,
         config: &Config,
+        health: &Board,
         previous: Option<&Snapshot>,
     ) -> Result<Vec<Service>, BuildError> {
         let mut services = Vec::with_capacity(config.services.len());
@@ -287,7 +292,7 @@ impl<S: AsRef<[Entry]>> World<S> {
         order.sort_by_key(|s| s.ports.precedence());
         for service in order {
             let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
-            let members = members(service);
+            let mut members = members(service);
             let mut destinations = Vec::with_capacity(members.len());
             for member in &members {
                 let real = self.intern_real(member.address)?;
@@ -304,6 +309,7 @@ impl<S: AsRef<[Entry]>> World<S> {
                     before.map(|s| &*s.scheduler),
                 )
                 .map_err(|source| BuildError::Table { service: service.name.clone(), source })?;
+            health.judge(service, &mut members);
             services.push(Service {
                 name: service.name.as_str().into(),
                 vip,
@@ -538,6 +544,7 @@ mod tests {
             client_mac: None,
             cookies: CookieRoot { secret: [1; 16], epoch: 5 },
             counters: &counters.destinations,
+            health: &Board::default(),
         };
         let egress = |target: &PathTarget| match target {
             PathTarget::Direct { .. } => Some(EgressId(1)),

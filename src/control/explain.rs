@@ -61,6 +61,8 @@ pub fn offline_snapshot(
         client_mac: None,
         cookies: CookieRoot { secret: [0; 16], epoch: 0 },
         counters: &counters.destinations,
+        // Without a director nothing is checked.
+        health: &super::health::Board::default(),
     };
     world.snapshot(config, key, &around, |_| None, None)
 }
@@ -99,6 +101,7 @@ pub fn explain(
         real: None,
         connection: None,
         persisted: None,
+        unhealthy: Vec::new(),
         answer: String::new(),
     };
     let Some(vip) = services.vip(&packet::address(tuple.vip)) else {

@@ -12,6 +12,7 @@ pub mod explain;
 pub mod finding;
 pub mod firewall;
 pub mod flow_region;
+pub mod health;
 pub mod host;
 pub mod metrics;
 pub mod netlink;

@@ -229,6 +229,12 @@ impl ServiceTable {
         self.services.get(index as usize)
     }
 
+    /// The services alone, to make another table of.
+    #[cfg(test)]
+    pub fn into_services(self) -> Vec<Service> {
+        self.services.into()
+    }
+
     /// All services, in config order.
     pub fn services(&self) -> &[Service] {
         &self.services

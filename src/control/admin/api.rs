@@ -172,8 +172,8 @@ pub struct RealView {
     /// Connections below which it takes new ones again, given or by default.
     #[serde(default)]
     pub min_connections: Option<u32>,
-    /// `up`, `overloaded` (it has as many connections as it may), `drained` (weight 0) or
-    /// `draining` (taken out of the configuration).
+    /// `up`, `down` and `unchecked` (by its checks), `overloaded` (it has as many connections as it
+    /// may), `drained` (weight 0) or `draining` (taken out of the configuration).
     pub state: String,
     /// Flows and traffic since it was configured.
     pub counters: DestinationReading,
@@ -189,6 +189,49 @@ pub struct RealView {
     pub link_mtu: u32,
     /// Path MTU in force: smaller where an error said so lately.
     pub path_mtu: u32,
+    /// What checks know of it, where it is checked.
+    #[serde(default)]
+    pub health: Option<HealthView>,
+}
+
+/// What checks know of a real server of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthView {
+    /// What is tried: `tcp 5432`.
+    pub check: String,
+    /// `up`, `down`, or `unchecked` before the first check has ended.
+    pub state: String,
+    /// Seconds since it is that.
+    pub since_seconds: u64,
+    /// How the last check ended: `ok`, or the step at which it failed: `local` (it could not leave this
+    /// host), `no-route`, `refused`, `unreachable`, `timeout`.
+    pub last: Option<String>,
+    /// Microseconds from SYN to SYN-ACK in the last check, where it succeeded.
+    pub latency_us: Option<u64>,
+    /// Seconds since the last check ended.
+    pub age_seconds: Option<u64>,
+    /// Checks that succeeded.
+    pub passed: u64,
+    /// Checks that failed.
+    pub failures: FailuresView,
+    /// Why the state is what it is: `down: no SYN-ACK within 1s, 3 of 3`.
+    pub reason: String,
+}
+
+/// Checks that failed, by step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FailuresView {
+    /// They could not leave this host.
+    pub local: u64,
+    /// This host has no way to the real server.
+    pub no_route: u64,
+    /// Answered by a reset.
+    pub refused: u64,
+    /// Answered by an error.
+    pub unreachable: u64,
+    /// Not answered.
+    pub timeout: u64,
 }
 
 /// `GET /v1/connections`
@@ -294,8 +337,20 @@ pub struct Explained {
     pub connection: Option<ConnectionView>,
     /// The real server that persistence remembers for the client; live only.
     pub persisted: Option<IpAddr>,
+    /// Real servers of the service that its checks keep from new flows; live only.
+    #[serde(default)]
+    pub unhealthy: Vec<Unhealthy>,
     /// In one sentence.
     pub answer: String,
+}
+
+/// A real server that checks keep from new flows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unhealthy {
+    /// The real server.
+    pub real: IpAddr,
+    /// Why: `down: no SYN-ACK within 1s, 3 of 3`.
+    pub reason: String,
 }
 
 /// The body of every answer that is not a success.
@@ -378,6 +433,7 @@ pub(crate) mod sample {
             egress: "direct".to_owned(),
             link_mtu: 1500,
             path_mtu: 1500,
+            health: None,
         }
     }
 }

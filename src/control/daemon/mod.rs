@@ -3,6 +3,7 @@
 //! One thread, one runtime. The worker is told of the world by snapshots and never waits for
 //! anything here; when it ends for whatever reason, so does the process, with an error.
 
+mod checks;
 mod host_entry;
 mod host_upkeep;
 mod start;
@@ -73,7 +74,7 @@ pub enum DaemonError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// What looks after the host is gone.
-    #[error("the upkeep of the host has panicked")]
+    #[error("the upkeep of the host, or the health checks, have panicked")]
     Upkeep,
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}")]
@@ -132,7 +133,15 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     tracing::info!(pid = std::process::id(), "ready");
     runtime::spawn(look_at_host(Rc::clone(&daemon)));
     let Started { thread, mut ended, watch, .. } = started;
-    let upkeep = runtime::spawn(host_upkeep::keep_in_step(Rc::clone(&daemon), watch));
+    let keeping = host_upkeep::keep_in_step(Rc::clone(&daemon), watch);
+    let checking = checks::check_real_servers(Rc::clone(&daemon));
+    // One task, so that neither goes on without the other.
+    let upkeep = runtime::spawn(async move {
+        tokio::select! {
+            end = keeping => end,
+            () = checking => Ok(()),
+        }
+    });
     let result = serve(&daemon, signals, &mut ended, upkeep).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");

@@ -14,6 +14,7 @@ use crate::control::destinations::DESTINATION_CAPACITY;
 use crate::control::egress_paths::EgressPaths;
 use crate::control::finding::Finding;
 use crate::control::flow_region::{Before, FlowRegion, FlowRegionError};
+use crate::control::health::Board;
 use crate::control::host;
 use crate::control::metrics::listener;
 use crate::control::netlink::egress::FixedSources;
@@ -251,6 +252,8 @@ async fn first_state(
         host_due: true,
         client_mac: client.mac.filter(|_| answers),
         client_index: client.index,
+        health: Board::new(seed()?[0]),
+        in_change: false,
         config,
     };
     Ok((state, flows))
@@ -296,6 +299,7 @@ fn start_worker(
     state.snapshot = Arc::clone(&planned.update.snapshot);
     state.paths.commit(planned.paths);
     state.incomplete = planned.incomplete;
+    state.health.told(&planned.pins, now());
     let (link, worker_end) = link::link(waker);
     let (capture, capture_tap) = capture::capture();
     let snapshot = Arc::clone(&state.snapshot);

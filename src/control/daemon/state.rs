@@ -4,6 +4,7 @@ use super::super::build::{CookieRoot, PathTarget, World};
 use super::super::config::Config;
 use super::super::egress_paths::EgressPaths;
 use super::super::finding::Finding;
+use super::super::health::{self, Board};
 use super::super::netlink::egress::Survey;
 use super::super::netlink::neighbours::NeighbourKey;
 use crate::dataplane::ids::{DestinationId, RealId, VipId};
@@ -57,6 +58,10 @@ pub(super) struct State {
     pub(super) client_mac: Option<[u8; 6]>,
     /// Number of the client-facing interface.
     pub(super) client_index: u32,
+    /// What checks know of real servers.
+    pub(super) health: Board,
+    /// Whether a change has begun that is yet to be told as a whole: nothing is told in between.
+    pub(super) in_change: bool,
 }
 
 impl State {
@@ -68,7 +73,7 @@ impl State {
         vips
     }
 
-    /// What is wrong with the host now.
+    /// What is wrong now with the host, and with services.
     pub(super) fn conditions(&self) -> Vec<Finding> {
         let unopened = self.unopened.values().map(|error| {
             Finding::error(
@@ -76,7 +81,8 @@ impl State {
                 "packets that would go this way are dropped (no_egress); it is tried again",
             )
         });
-        self.seen.iter().cloned().chain(unopened).collect()
+        let unserved = health::without_server(&self.config, &self.snapshot.services);
+        self.seen.iter().cloned().chain(unopened).chain(unserved).collect()
     }
 
     /// Frees ids of real servers and VIPs that nothing refers to any more.

@@ -8,6 +8,8 @@ use crate::control::config::{self, Config, ConfigErrors, RenderStyle, config_has
 use crate::control::destinations::{Destinations, Known};
 use crate::control::diff;
 use crate::control::egress_paths::{PathChange, PathsInForce};
+use crate::control::health;
+use crate::control::health::board::Pins;
 use crate::control::netlink::NetlinkError;
 use crate::dataplane::counters::Counters;
 use crate::dataplane::hash::HashKey;
@@ -99,6 +101,8 @@ pub(super) struct Planned {
     pub(super) paths: PathsInForce<PathTarget>,
     /// Whether a path is missing that should be tried again.
     pub(super) incomplete: bool,
+    /// Where health checks come from once the worker has the update.
+    pub(super) pins: Pins,
 }
 
 /// Makes the update that brings the worker from where it is to what `state` says.
@@ -108,6 +112,7 @@ pub(super) fn plan(
     tap: &Tap,
     counters: &Counters,
 ) -> Result<Planned, BuildError> {
+    state.health.configure(&state.config, now());
     let client = PathTarget::Direct { interface: state.client_index };
     let answers = state.client_mac.is_some();
     let hop_limit = state.config.tunnel.ttl;
@@ -135,19 +140,22 @@ pub(super) fn plan(
         client_mac: state.client_mac,
         cookies: state.cookies,
         counters: &counters.destinations,
+        health: &state.health,
     };
     let previous = Arc::clone(&state.snapshot);
-    let snapshot = state.world.snapshot(
+    let mut snapshot = state.world.snapshot(
         &state.config,
         key,
         &around,
         |target| change.after.id(target),
         Some(&previous),
     )?;
+    let (probes, pins) = health::pin(&state.health, &snapshot.services, &state.survey);
+    snapshot.probes = probes;
     let PathChange { install, remove, after: paths, incomplete } = change;
     let client_egress = if answers { paths.id(&client) } else { None };
     let update = Update { install, snapshot: Arc::new(snapshot), remove };
-    Ok(Planned { update, client_egress, paths, incomplete })
+    Ok(Planned { update, client_egress, paths, incomplete, pins })
 }
 
 impl Daemon {
@@ -158,7 +166,7 @@ impl Daemon {
     }
 
     /// Puts what `state` says in force at the worker.
-    fn publish(&self) -> Result<(), ReloadError> {
+    pub(super) fn publish(&self) -> Result<(), ReloadError> {
         let mut state = self.state.borrow_mut();
         let planned = plan(&mut state, self.key.key, &self.tap, &self.counters)?;
         let snapshot = Arc::clone(&planned.update.snapshot);
@@ -167,6 +175,8 @@ impl Daemon {
         state.paths.commit(planned.paths);
         state.incomplete = planned.incomplete;
         state.unpublished = false;
+        state.in_change = false;
+        state.health.told(&planned.pins, now());
         Ok(())
     }
 
@@ -340,6 +350,7 @@ impl Daemon {
         {
             let mut state = self.state.borrow_mut();
             (state.unpublished, state.host_due) = (true, true);
+            state.in_change = true;
         }
         self.survey().await?;
         let _tables = self.build_tables().await?;

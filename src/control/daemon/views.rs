@@ -4,9 +4,9 @@ use super::state::State;
 use super::{Daemon, now};
 use crate::control::admin::api::{
     ConnectionView, Connections, Drop, Drops, Explained, FlowsView, OwnedFinding, RealView,
-    ServiceView, Services, Status,
+    ServiceView, Services, Status, Unhealthy,
 };
-use crate::control::config::{Real, config_hash, services_hash};
+use crate::control::config::{Real, Service, config_hash, services_hash};
 use crate::control::destinations::Known;
 use crate::control::explain::{self, Live, Question};
 use crate::control::finding::{self, Severity};
@@ -128,7 +128,7 @@ impl Daemon {
                     let address = state.world.address_of(k.key.real)?;
                     let place = service.reals.binary_search_by_key(&address, |r| r.address);
                     let real = place.ok().map(|place| &service.reals[place]);
-                    self.real_view((&state, &paths), id, k, real)
+                    self.real_view((&state, &paths), id, k, real.map(|real| (service, real)))
                 })
                 .collect();
             reals.sort_by_key(|r| r.address);
@@ -197,18 +197,22 @@ impl Daemon {
         (state, paths): (&State, &Paths<'_>),
         id: DestinationId,
         known: &Known,
-        configured: Option<&Real>,
+        configured: Option<(&Service, &Real)>,
     ) -> Option<RealView> {
         let address = state.world.address_of(known.key.real)?;
         let path = paths.get(&address);
         let link_mtu = path.map_or(0, |p| p.mtu);
         let learned = state.path_mtus.get(&known.key.real).filter(|(_, until)| *until > now());
-        let weight = configured.map_or(0, |real| u32::from(real.weight));
-        let max_connections = configured.and_then(|real| real.max_connections);
+        let health = configured
+            .and_then(|(service, _)| state.health.view(&service.name, service.vip, address, now()));
+        let checked = health.as_ref().map_or("up", |health| health.state.as_str());
+        let weight = configured.map_or(0, |(_, real)| u32::from(real.weight));
+        let max_connections = configured.and_then(|(_, real)| real.max_connections);
         let condition = match (known.cut, known.configured, weight) {
             (true, _, _) => "cut",
             (false, false, _) => "draining",
             (false, true, 0) => "drained",
+            (false, true, _) if checked != "up" => checked,
             (false, true, _)
                 if max_connections.is_some()
                     && self.is_overloaded(state, id, &known.key.service) =>
@@ -220,13 +224,14 @@ impl Daemon {
         Some(RealView {
             address,
             weight,
-            effective_weight: weight,
+            effective_weight: if checked == "up" { weight } else { 0 },
             max_connections,
             min_connections: max_connections.map(|upper| {
-                let given = configured.and_then(|real| real.min_connections);
+                let given = configured.and_then(|(_, real)| real.min_connections);
                 given.unwrap_or(Threshold::default_lower(upper))
             }),
             state: condition.to_owned(),
+            health: health.clone(),
             counters: known.reading(self.counters.destinations.get(id.index())?),
             source: path.and_then(|p| p.source),
             interface: path.and_then(|p| p.interface.clone()),
@@ -306,6 +311,7 @@ impl Daemon {
             let live = Live { counters: &self.counters.destinations, now: now() };
             explain::explain(&state.snapshot.services, self.key.key, question, live)
         };
+        explained.unhealthy = self.unhealthy(explained.service.as_deref());
         explained.connection = self.connection_of(question);
         explained.persisted = self.persisted(question);
         if let Some(connection) = &explained.connection
@@ -322,6 +328,21 @@ impl Daemon {
             );
         }
         explained
+    }
+
+    /// Real servers that checks keep from new flows of a service.
+    fn unhealthy(&self, service: Option<&str>) -> Vec<Unhealthy> {
+        let state = self.state.borrow();
+        let Some(service) = state.config.services.iter().find(|s| Some(s.name.as_str()) == service)
+        else {
+            return Vec::new();
+        };
+        let reason = |real: &Real| {
+            let health = state.health.view(&service.name, service.vip, real.address, now())?;
+            (health.state != "up")
+                .then_some(Unhealthy { real: real.address, reason: health.reason })
+        };
+        service.reals.iter().filter_map(reason).collect()
     }
 
     fn connection_of(&self, question: &Question) -> Option<ConnectionView> {

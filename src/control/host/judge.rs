@@ -1,5 +1,6 @@
 //! What the host's state means for a director. Pure: facts in, findings out.
 
+use super::checks;
 use super::firewall::{Hook, HookChain};
 use super::observe::HostFacts;
 use crate::control::config::{Capture, Config, Ports};
@@ -41,6 +42,7 @@ pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
     memory(config, facts, &mut findings);
     vips(config, facts, &mut findings);
     real_servers(facts, &mut findings);
+    checks::judge(config, facts, &mut findings);
     findings.sort_by_key(|f| f.severity);
     findings
 }

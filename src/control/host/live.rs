@@ -82,6 +82,13 @@ fn worker(live: &LiveState, findings: &mut Vec<Finding>) {
 
 fn services(live: &LiveState, findings: &mut Vec<Finding>) {
     for service in live.services.iter().filter(|s| s.configured) {
+        for real in &service.reals {
+            findings.extend(checked(service, real));
+        }
+        // Where checks have taken them out, the director has said so itself.
+        if service.reals.iter().any(|real| real.state == "down") {
+            continue;
+        }
         if !service.reals.is_empty() && service.reals.iter().all(|r| r.effective_weight == 0) {
             findings.push(Finding::error(
                 format!("service {}: no real server takes new connections", service.name),
@@ -96,6 +103,36 @@ fn services(live: &LiveState, findings: &mut Vec<Finding>) {
         "a client uses a port that no [[service]] names, or somebody scans: `adit capture --side \
          inner` shows them",
     );
+}
+
+/// What a check found that failed, and where to look.
+fn checked(service: &ServiceView, real: &RealView) -> Option<Finding> {
+    let health = real.health.as_ref()?;
+    let failed = health.last.as_deref().filter(|last| *last != "ok")?;
+    let help = match failed {
+        "refused" => {
+            "the tunnel and the VIP are there, and nobody listens on the port: start the service, or \
+             let it listen on the VIP"
+        }
+        "local" => {
+            "the check does not leave this host: see what this host and its firewall say of packets \
+             to the VIP"
+        }
+        "no-route" => "ip route get to its address shows what this host knows",
+        "unreachable" => "a router or the real server's firewall refuses it",
+        _ => {
+            "nothing came back: protocol 4 or 41 filtered on the way or there, no tunnel device or no \
+             VIP there, or its answer is lost on its way here (firewall, reverse path filter):\n\
+             adit-realserver apply --vip <VIP>, there; adit capture --side outer shows what leaves"
+        }
+    };
+    let message =
+        format!("service {}: real server {} {}", service.name, real.address, health.reason);
+    Some(if health.state == "up" && failed != "local" {
+        Finding::note(message, help)
+    } else {
+        Finding::warning(message, help)
+    })
 }
 
 fn next_hops(facts: &HostFacts, findings: &mut Vec<Finding>) {
@@ -242,7 +279,7 @@ fn strangers(live: &LiveState, findings: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::admin::api::sample;
+    use crate::control::admin::api::{FailuresView, HealthView, sample};
     use crate::control::finding::Severity;
     use crate::control::netlink::egress::{RealPath, Survey};
     use crate::control::netlink::links::Link;
@@ -283,6 +320,24 @@ mod tests {
         vec![Drop { reason: reason.name().into(), meaning: String::new(), count: 7 }]
     }
 
+    /// The real server, whose last check failed at a step.
+    fn checked_as(state: &str, last: &str) -> RealView {
+        let health = HealthView {
+            check: "tcp 5432".into(),
+            state: state.into(),
+            since_seconds: 0,
+            last: Some(last.into()),
+            latency_us: None,
+            age_seconds: Some(0),
+            passed: 0,
+            failures: FailuresView::default(),
+            reason: format!("{state}: x"),
+        };
+        let effective_weight = if state == "up" { 100 } else { 0 };
+        let real = sample::real(&REAL.to_string());
+        RealView { state: state.into(), effective_weight, health: Some(health), ..real }
+    }
+
     /// A change of a good director, and the finding it makes.
     type Case = (fn(&mut LiveState, &mut HostFacts), Severity, &'static str);
 
@@ -291,7 +346,7 @@ mod tests {
         use Severity::{Error, Note, Warning};
         let (live, facts) = good();
         assert_eq!(diagnose(&live, &facts), []);
-        let cases: [Case; 22] = [
+        let cases: [Case; 25] = [
             (
                 |l, _| {
                     let finding = Finding::error("the route of 192.0.2.1 is missing", "wait");
@@ -304,6 +359,13 @@ mod tests {
             (|l, _| l.status.io.source_errors = 7, Warning, "7 errors of receive sockets"),
             (|l, _| l.status.totals.events_lost = 7, Warning, "events"),
             (|l, _| l.services[0].reals[0].effective_weight = 0, Error, "service db"),
+            (
+                |l, _| l.services[0].reals[0] = checked_as("down", "timeout"),
+                Warning,
+                "10.0.0.2 down: x",
+            ),
+            (|l, _| l.services[0].reals[0] = checked_as("up", "refused"), Note, "10.0.0.2 up: x"),
+            (|l, _| l.services[0].reals[0] = checked_as("up", "local"), Warning, "10.0.0.2 up: x"),
             (|l, _| l.drops = drop_of(DropReason::NoService), Warning, "without a service"),
             (
                 |_, f| f.survey.paths[0].egress = Egress::Kernel(KernelReason::Unresolved),

@@ -2,6 +2,7 @@
 //! ([`judge`]). The first does all the looking, the second is pure. [`live`] says what a running
 //! director's own state means.
 
+pub mod checks;
 pub mod firewall;
 pub mod judge;
 pub mod live;

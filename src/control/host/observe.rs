@@ -1,5 +1,6 @@
 //! Looking at the host. Nothing here changes anything, and nothing here decides what is good.
 
+use super::checks::CheckFacts;
 use super::firewall::{self, HookChain};
 use super::judge::geometry;
 use crate::control::config::Config;
@@ -66,6 +67,8 @@ pub struct HostFacts {
     pub missing_group: Option<String>,
     /// Configured outer sources that are not addresses of this host.
     pub foreign_sources: Vec<IpAddr>,
+    /// What health checks need.
+    pub checks: CheckFacts,
 }
 
 /// Looks at the host.
@@ -89,6 +92,7 @@ pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
     facts.interface = netlink.link_by_name(&director.interface).await?;
     facts.tap = netlink.link_by_name(&director.tap).await?;
     facts.survey = netlink.survey(&config.real_addresses(), sources).await?;
+    facts.checks = check_facts(&facts.survey);
     for vip in config.vips() {
         facts.vip_routes.push((vip, netlink.route_to(vip, None).await?));
     }
@@ -108,10 +112,7 @@ fn local(config: &Config) -> HostFacts {
     let interface = &config.director.interface;
     let sysctl = |path: &str| number(&format!("/proc/sys/{path}"));
     let flag = |path: &str| sysctl(path).map(|n| n != 0);
-    let maximum = |a: &str, b: &str| {
-        let rp = |name: &str| sysctl(&format!("net/ipv4/conf/{name}/rp_filter"));
-        Some(rp(a)?.max(rp(b)?))
-    };
+    let maximum = effective_rp_filter;
     let forwarding =
         |family: &str, name: &str| flag(&format!("net/{family}/conf/{name}/forwarding"));
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK);
@@ -142,6 +143,34 @@ fn local(config: &Config) -> HostFacts {
         state_dir_free: free_in(&config.director.state_dir),
         region_usable: flow_region::is_usable(&config.director.state_dir, &geometry(config)),
         ..HostFacts::default()
+    }
+}
+
+/// The larger of two devices' `rp_filter`: that is the one in force where one of them is `all`.
+fn effective_rp_filter(a: &str, b: &str) -> Option<u8> {
+    let own = |name: &str| number(&format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"));
+    Some(own(a)?.max(own(b)?))
+}
+
+fn check_facts(survey: &Survey) -> CheckFacts {
+    let mut devices: Vec<&str> =
+        survey.paths.iter().filter_map(|path| path.interface.as_deref()).collect();
+    devices.sort_unstable();
+    devices.dedup();
+    let way = |device: &str| Some((device.to_owned(), effective_rp_filter("all", device)?));
+    let read = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok();
+    let range = read("ip_local_port_range");
+    let mut bounds = range.iter().flat_map(|text| text.split_whitespace()).flat_map(str::parse);
+    let reserved = read("ip_local_reserved_ports").unwrap_or_default();
+    // `8080,9000-9010`
+    let span = |text: &str| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    CheckFacts {
+        ways: devices.into_iter().filter_map(way).collect(),
+        local_ports: bounds.next().zip(bounds.next()),
+        reserved_ports: reserved.trim().split(',').filter_map(span).collect(),
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod director;
 mod families;
+mod health;
 mod ipvs;
 pub mod listener;
 mod services;

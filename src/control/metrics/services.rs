@@ -1,6 +1,7 @@
 //! Services, their real servers, and the ways to these.
 
 use super::families::{Families, Label};
+use super::health;
 use crate::control::admin::api::{RealView, ServiceView};
 use crate::dataplane::counters::DestinationReading;
 use std::fmt;
@@ -51,6 +52,7 @@ pub(super) fn encode(services: &[ServiceView], families: &mut Families<'_>) -> f
     of_services(&services, families)?;
     of_real_servers(&services, families)?;
     traffic(&services, families)?;
+    health::encode(each(&services), families)?;
     paths(&services, families)
 }
 
@@ -119,8 +121,8 @@ fn of_real_servers(services: &[Service<'_>], families: &mut Families<'_>) -> fmt
     )?;
     families.info(
         "adit_real_server_state_info",
-        "The state in force: up, overloaded (at its threshold), drained (weight 0), draining \
-         (taken out of the configuration) or cut.",
+        "The state in force: up, down or unchecked (by its checks), overloaded (at its threshold), \
+         drained (weight 0), draining (taken out of the configuration) or cut.",
         each(services).map(|(labels, real)| {
             let [service, vip, port, protocol, address] = labels;
             [service, vip, port, protocol, address, ("state", real.state.as_str())]
@@ -221,6 +223,7 @@ impl Way {
             egress,
             link_mtu: _,
             path_mtu: _,
+            health: _,
         } = view;
         let address = |a: &Option<IpAddr>| a.map(|a| a.to_string()).unwrap_or_default();
         // `kernel (the reason)`, as people see it.

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::control::admin::api::{
-    Drop, OwnedFinding, RealView, ServiceView, Services, Status, sample,
+    Drop, FailuresView, HealthView, OwnedFinding, RealView, ServiceView, Services, Status, sample,
 };
 use crate::control::netlink::egress::KernelReason;
 use serde::Serialize;
@@ -22,6 +22,17 @@ fn real(address: &str, state: &str, egress: &str) -> RealView {
         interface: word("eth"),
         next_hop: "10.0.0.254".parse().ok(),
         egress: egress.to_owned(),
+        health: Some(HealthView {
+            check: word("tcp").unwrap(),
+            state: state.to_owned(),
+            since_seconds: 0,
+            last: word("ok"),
+            latency_us: Some(0),
+            age_seconds: Some(0),
+            passed: 0,
+            failures: FailuresView::default(),
+            reason: String::new(),
+        }),
         ..sample::real(address)
     }
 }
@@ -179,6 +190,7 @@ fn left_out(at: &str) -> bool {
         || at.starts_with("/warnings/")
         || at.starts_with("/conditions/")
         || at.ends_with("/meaning")
+        || at.ends_with("/health/reason")
 }
 
 /// Holds that each number of a view is a value (or a label: a process's number), and that each other leaf makes a difference.
@@ -190,7 +202,7 @@ fn all_of<T: Serialize + DeserializeOwned>(
     let text = expose(reading);
     let (mut values, mut words) = (BTreeSet::new(), BTreeSet::new());
     for (labels, value) in families(&text).into_iter().flat_map(|(_, family)| family.series) {
-        values.insert(format!("{value:.3}"));
+        values.insert(format!("{value:.6}"));
         words.extend(labels.into_values());
     }
     let mut found = Vec::new();
@@ -198,9 +210,13 @@ fn all_of<T: Serialize + DeserializeOwned>(
     assert!(!found.is_empty());
     for (at, value) in found.into_iter().filter(|(at, _)| !left_out(at)) {
         if let Some(number) = value.as_u64() {
-            let shown = if at.ends_with("_ms") { number as f64 / 1000.0 } else { number as f64 };
-            let there =
-                values.contains(&format!("{shown:.3}")) || words.contains(&number.to_string());
+            let part = match at.rsplit('_').next() {
+                Some("ms") => 1e3,
+                Some("us") => 1e6,
+                Some(_) | None => 1.0,
+            };
+            let there = values.contains(&format!("{:.6}", number as f64 / part))
+                || words.contains(&number.to_string());
             assert!(there, "{at} = {number} is in no metric:\n{text}");
             continue;
         }
