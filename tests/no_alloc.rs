@@ -14,6 +14,9 @@ use std::{
 
 use adit::dataplane::{
     counters::DestinationCounters,
+    ids::{DestinationId, VipId},
+    packet,
+    probe::Probes,
     scheduler::{SchedulerFlag, SchedulerKind},
     service::{Ports, Protocol},
     verdict::{DropReason, SendResult, Source, Verdict},
@@ -62,6 +65,8 @@ fn allocations(work: impl FnOnce()) -> u64 {
 }
 
 const VIP: &str = "198.51.100.10:5432";
+/// Where a check of the first real server comes from.
+const CHECK: &str = "10.0.0.5:64000";
 const VIP_V6: &str = "[2001:db8:1::10]:5432";
 
 /// Frames of every kind: hits, misses, fragments both ways, ICMP, neighbours, too big, junk; and
@@ -143,6 +148,7 @@ fn clients_frames() -> Vec<(Source, Vec<u8>)> {
             }
             6 => {
                 let six = format!("[2001:db8:9::{client:x}]:{port}");
+                frames.push(Tcp { hop_limit: 255, ..Tcp::syn(CHECK, VIP) }.frame());
                 frames.push(Tcp::syn(&six, VIP_V6).frame());
                 frames.push(Tcp::data(&six, VIP_V6, 0, &[0; 1440]).frame());
             }
@@ -179,6 +185,9 @@ fn world() -> World {
     // Smaller than the number of flows, so that eviction has its turn as well.
     let mut world = World::new(snapshot(services), 1500);
     world.shell.keep = false;
+    let source = packet::address([10, 0, 0, 5].into());
+    let blocks = [((VipId(0), 5432), vec![Some(DestinationId(0))])];
+    world.snapshot.probes = Probes::new((64_000, 4), vec![source], blocks);
     world
 }
 
@@ -215,6 +224,7 @@ fn a_million_mixed_frames_allocate_nothing() {
         ("a forged error", world.counters.dropped(DropReason::ForgedError).get()),
         ("a neighbour's question", worker.neighbour_answers.get()),
         ("an impostor", worker.address_conflicts.get()),
+        ("a health check", worker.probe_packets.get()),
     ] {
         assert!(count > 0, "{what} has its turn");
     }

@@ -86,14 +86,13 @@ fn a_check_reaches_its_real_server_whatever_is_thought_of_it() {
 #[test]
 fn a_check_goes_past_a_flow_of_the_same_name() {
     let mut world = world(|_| {});
-    // Somebody's packets with the same addresses and ports, that came over a router.
-    let forged = server(&mut world, &check(0, HOP_LIMIT - 1)).unwrap();
-    let other = if forged.to_string() == "10.20.0.11" { 1 } else { 0 };
-    let forged = Tcp { hop_limit: 254, ..Tcp::syn("10.0.0.5:61004", VIP) }.frame();
-    let (a, b) = (server(&mut world, &forged).unwrap(), server(&mut world, &check(1, HOP_LIMIT)));
-    assert_eq!(b.unwrap().to_string(), "10.30.0.21", "whatever the flow's real server, {a}");
-    let expected = ["10.20.0.11", "10.30.0.21"][usize::from(other)];
-    assert_eq!(server(&mut world, &check(other, HOP_LIMIT)).unwrap().to_string(), expected);
+    for (block, expected) in [(0, "10.20.0.11"), (1, "10.30.0.21")] {
+        // Somebody's packet with the same addresses and ports, that came over a router.
+        let placed = server(&mut world, &check(block, HOP_LIMIT - 1)).unwrap();
+        let reached = server(&mut world, &check(block, HOP_LIMIT)).unwrap();
+        assert_eq!(reached.to_string(), expected, "the flow is at {placed}");
+    }
+    assert_eq!(placed(&world).0, 2, "a client's, both of them");
 }
 
 #[test]
@@ -110,6 +109,19 @@ fn nobody_else_can_use_a_pin() {
     let refused = server(&mut world, &stranger).unwrap_err();
     assert_eq!(refused, Verdict::Drop(DropReason::NoRealServer));
     assert_eq!(world.counters.worker.probe_packets.get(), 0);
+}
+
+#[test]
+fn what_ends_a_half_open_check_finds_it() {
+    let mut world = world(|spec| spec.members.iter_mut().for_each(|m| m.down = true));
+    for (block, expected) in [(0u16, "10.20.0.11"), (1, "10.30.0.21")] {
+        let client = format!("{SOURCE}:{}", FIRST + block * EACH);
+        // As the kernel answers what belongs to no socket.
+        let reset = Tcp { rst: true, syn: false, ..Tcp::syn(&client, VIP) }.frame();
+        assert_eq!(server(&mut world, &reset).unwrap().to_string(), expected);
+    }
+    assert_eq!(placed(&world), (0, 0, [0; 3]));
+    assert_eq!(world.counters.worker.probe_packets.get(), 2);
 }
 
 #[test]

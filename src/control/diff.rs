@@ -264,6 +264,17 @@ mod tests {
             ("port = 80", "port = 80\ndf = \"clear\"", "web: df differs [7]"),
             ("port = 80", "port = 80\nscheduler = \"wlc\"", "web: scheduler maglev -> wlc [0]"),
             ("port = 80", "port = 80\npersistence = {}", "persistence none -> 5m by /32 and /64"),
+            (
+                "port = 80",
+                "port = 80\ncheck = { kind = \"tcp\" }",
+                "web: check none -> tcp port 80 every 2s within 1s, rise 2, fall 3, down every 5s, \
+                 initial down [0]",
+            ),
+            (
+                "[[service]]\nname = \"db\"",
+                "[health]\nports = \"62000-65000\"\n[[service]]\nname = \"db\"",
+                "[health] differs [0]",
+            ),
         ];
         for (from, to, expected) in cases {
             let lines = lines(from, to);

@@ -7,7 +7,10 @@
 //!
 //! What proves that a packet is the host's own is its hop limit of 255 (as in RFC 5082): one that
 //! came over a router, this host included, has been lowered. A packet from such an address and port
-//! without it is nothing but a client's, and is treated as one.
+//! without it is nothing but a client's, and is treated as one. But for resets: those that answer a
+//! segment of a connection that is gone the kernel sends with the hop limit of any packet. They end
+//! half-open connections that a check has left, where they find them, and get no answer; one that is
+//! forged has to guess a sequence number, as everywhere.
 
 use ahash::AHashMap;
 
@@ -70,9 +73,10 @@ impl Probes {
     }
 
     /// What a packet is that is from such a port.
-    pub fn pinned(&self, key: &FlowKey, hop_limit: u8) -> Pinned {
+    pub fn pinned(&self, key: &FlowKey, hop_limit: u8, is_reset: bool) -> Pinned {
+        let proven = hop_limit == HOP_LIMIT;
         let ours = key.protocol == protocol::TCP
-            && hop_limit == HOP_LIMIT
+            && (proven || is_reset)
             && self.has_port(key.client_port)
             && self.sources.contains(&key.client);
         if !ours {
@@ -82,7 +86,8 @@ impl Probes {
         let at = self.blocks.get(&(key.vip, key.vip_port));
         match at.and_then(|blocks| blocks.get(block)) {
             Some(Some(destination)) => Pinned::To(*destination),
-            Some(None) | None => Pinned::Stale,
+            Some(None) | None if proven => Pinned::Stale,
+            Some(None) | None => Pinned::No,
         }
     }
 }
@@ -108,7 +113,7 @@ mod tests {
     #[test]
     fn each_block_is_one_destinations() {
         let probes = probes();
-        let of = |port| probes.pinned(&key("10.0.0.5", port, 5432), 255);
+        let of = |port| probes.pinned(&key("10.0.0.5", port, 5432), 255, false);
         for (port, expected) in [
             (60_999, Pinned::No),
             (61_000, Pinned::To(DestinationId(7))),
@@ -120,16 +125,26 @@ mod tests {
         ] {
             assert_eq!(of(port), expected, "{port}");
         }
-        assert_eq!(probes.pinned(&key("10.0.0.5", 61_000, 80), 255), Pinned::Stale);
+        assert_eq!(probes.pinned(&key("10.0.0.5", 61_000, 80), 255, false), Pinned::Stale);
     }
 
     #[test]
     fn what_another_host_can_send_is_none() {
         let probes = probes();
-        assert_eq!(probes.pinned(&key("10.0.0.5", 61_000, 5432), 254), Pinned::No, "it was routed");
-        assert_eq!(probes.pinned(&key("10.0.0.6", 61_000, 5432), 255), Pinned::No);
+        let of = |client, hop_limit| probes.pinned(&key(client, 61_000, 5432), hop_limit, false);
+        assert_eq!(of("10.0.0.5", 254), Pinned::No, "it was routed");
+        assert_eq!(of("10.0.0.6", 255), Pinned::No);
         let udp = FlowKey { protocol: protocol::UDP, ..key("10.0.0.5", 61_000, 5432) };
-        assert_eq!(probes.pinned(&udp, 255), Pinned::No);
+        assert_eq!(probes.pinned(&udp, 255, false), Pinned::No);
+    }
+
+    #[test]
+    fn resets_need_no_proof_and_only_what_is_pinned_gets_them() {
+        let probes = probes();
+        let of = |client, port| probes.pinned(&key(client, port, 5432), 64, true);
+        assert_eq!(of("10.0.0.5", 61_003), Pinned::To(DestinationId(7)));
+        assert_eq!(of("10.0.0.5", 61_004), Pinned::No);
+        assert_eq!(of("10.0.0.6", 61_003), Pinned::No);
     }
 
     #[test]

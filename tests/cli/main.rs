@@ -7,6 +7,7 @@ mod bridge;
 mod check_host;
 mod commands;
 mod doctor;
+mod health;
 mod host;
 mod install;
 mod lab;

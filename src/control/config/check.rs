@@ -175,3 +175,137 @@ pub(super) fn fits(services: &[Placed], health: &Health, problems: &Problems) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::control::config::{Check, CheckKind, Config, Initial, config_hash, parse};
+    use std::time::Duration;
+
+    const HEAD: &str = "[director]\ninterface = \"eth0\"\n";
+
+    fn service(key: &str, more: &str) -> String {
+        format!(
+            "{HEAD}[[service]]\nname = \"db\"\nvip = \"192.0.2.1\"\n{key}\n{more}\n\
+             [[service.real]]\naddress = \"10.0.0.1\"\n[[service.real]]\naddress = \"10.0.0.2\"\n"
+        )
+    }
+
+    fn check(key: &str, check: &str) -> Check {
+        let config: Config = parse(&service(key, &format!("check = {check}")), "t").unwrap();
+        config.services[0].check.unwrap()
+    }
+
+    #[test]
+    fn what_is_not_said_has_its_default_and_the_port_is_the_services() {
+        let plain = check("port = 5432", "{ kind = \"tcp\" }");
+        let seconds = Duration::from_secs;
+        let expected = Check {
+            kind: CheckKind::Tcp,
+            port: 5432,
+            interval: seconds(2),
+            timeout: seconds(1),
+            down_interval: seconds(5),
+            rise: 2,
+            fall: 3,
+            initial: Initial::Down,
+        };
+        assert_eq!(plain, expected);
+        let quick = check("port = [80, 79]", "{ kind = \"tcp\", interval = \"250ms\" }");
+        assert_eq!((quick.port, quick.timeout), (79, Duration::from_millis(250)));
+        let slow = check("port = \"6000-6009\"", "{ kind = \"tcp\", interval = \"1m\" }");
+        assert_eq!((slow.port, slow.down_interval), (6000, seconds(60)));
+        let all = "{ kind = \"tcp\", port = 9, interval = \"3s\", timeout = \"20ms\", rise = 1, \
+                   fall = 100, down_interval = \"1h\", initial = \"up\" }";
+        for key in ["port = \"any\"", "port = 1\nprotocol = \"udp\""] {
+            let all = check(key, all);
+            assert_eq!((all.port, all.rise, all.fall, all.initial), (9, 1, 100, Initial::Up));
+            assert_eq!(
+                (all.timeout, all.down_interval),
+                (Duration::from_millis(20), seconds(3600))
+            );
+        }
+    }
+
+    #[test]
+    fn refusals_name_the_place_and_what_is_right() {
+        let health = |text: &str| {
+            service("port = 1", "").replace(HEAD, &format!("{HEAD}[health]\n{text}\n"))
+        };
+        let of = |key: &str, check: &str| service(key, &format!("check = {check}"));
+        let cases = [
+            (of("port = 1", "{}"), "`check` has no `kind`"),
+            (of("port = 1", "{ kind = \"postgres\" }"), "`kind` cannot be \"postgres\""),
+            (of("port = 1", "\"tcp\""), "`check` is a string"),
+            (
+                of("port = \"any\"", "{ kind = \"tcp\" }"),
+                "`check` of a service of every port has no `port`",
+            ),
+            (
+                of("port = 1\nprotocol = \"udp\"", "{ kind = \"tcp\" }"),
+                "a service of UDP has no `port`",
+            ),
+            (of("port = 1", "{ kind = \"tcp\", interval = 2 }"), "`interval` = 2 has no unit"),
+            (
+                of("port = 1", "{ kind = \"tcp\", interval = \"1ms\" }"),
+                "`interval` = 1ms is out of range",
+            ),
+            (
+                of("port = 1", "{ kind = \"tcp\", timeout = \"100us\" }"),
+                "`timeout` = 100us is out of range",
+            ),
+            (
+                of("port = 1", "{ kind = \"tcp\", timeout = \"10500us\" }"),
+                "whole number of milliseconds",
+            ),
+            (
+                of("port = 1", "{ kind = \"tcp\", timeout = \"3s\" }"),
+                "`timeout` is longer than `interval`",
+            ),
+            (of("port = 1", "{ kind = \"tcp\", rise = 0 }"), "`rise` = 0 is out of range"),
+            (of("port = 1", "{ kind = \"tcp\", fal = 2 }"), "unknown key `fal`"),
+            (of("port = 1", "{ kind = \"tcp\", initial = \"unknown\" }"), "`initial` cannot be"),
+            (health("ports = \"80-90\""), "not a range of ports"),
+            (health("ports = \"5000-5002\""), "not a range of ports"),
+            (health("ports = \"6000-5000\""), "not a range of ports"),
+            (
+                health("source = [\"10.0.0.5\", \"10.0.0.6\"]"),
+                "a second `source` of the same family",
+            ),
+            (health("source = [\"127.0.0.1\"]"), "a loopback address"),
+            (
+                of("port = 1", "{ kind = \"tcp\" }")
+                    .replace(HEAD, &format!("{HEAD}[health]\nports = \"5000-5006\"\n")),
+                "2 real servers are checked at 192.0.2.1 port 1, and there are ports for 1",
+            ),
+            (
+                of("port = 1", "{ kind = \"tcp\" }").replace("192.0.2.1", "2001:db8::1"),
+                "no IPv6 address to check its real servers from",
+            ),
+        ];
+        for (text, expected) in cases {
+            let Err(errors) = parse(&text, "t") else { panic!("it was taken:\n{text}") };
+            let said = errors.render(crate::control::config::RenderStyle::Plain);
+            assert_eq!(errors.problems().len(), 1, "{said}");
+            assert!(errors.problems()[0].message.contains(expected), "no `{expected}` in {said}");
+        }
+        let mixed = of("port = 1", "{ kind = \"tcp\" }").replace("192.0.2.1", "2001:db8::1");
+        let source = format!("{HEAD}[health]\nsource = [\"2001:db8::5\"]\n");
+        assert!(parse(&mixed.replace(HEAD, &source), "t").is_ok());
+    }
+
+    #[test]
+    fn the_hash_sees_checks_and_not_that_there_could_be_some() {
+        let hash = |text: String| config_hash(&parse(&text, "t").unwrap());
+        let without = hash(service("port = 1", ""));
+        let defaults = format!("{HEAD}[health]\nports = \"61000-65535\"\n");
+        assert_eq!(hash(service("port = 1", "").replace(HEAD, &defaults)), without);
+        let other = defaults.replace("61000", "62000");
+        assert_ne!(hash(service("port = 1", "").replace(HEAD, &other)), without);
+        let checked = hash(service("port = 1", "check = { kind = \"tcp\" }"));
+        assert_ne!(checked, without);
+        assert_ne!(
+            hash(service("port = 1", "check = { kind = \"tcp\", timeout = \"999ms\" }")),
+            checked
+        );
+    }
+}

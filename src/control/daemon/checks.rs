@@ -14,7 +14,8 @@ use std::rc::Rc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// States that change within this time are told together: when a data centre is lost, hundreds do.
+/// States that change within this time after the last were told are told together: when a data centre
+/// is lost, hundreds do.
 const TOGETHER: Duration = Duration::from_millis(20);
 /// How soon the worker is told again where it did not take it.
 const TELL_AGAIN: Duration = Duration::from_millis(200);
@@ -24,10 +25,13 @@ pub(super) async fn check_real_servers(daemon: Rc<Daemon>) {
     // One of each target at most is under way.
     let (tell, mut heard) = mpsc::unbounded_channel::<(u64, Outcome)>();
     let news = daemon.state.borrow().health.news();
-    let mut tell_at: Option<Time> = None;
+    let mut tell_at = Time::ZERO;
     loop {
-        let next = daemon.state.borrow().health.next_due();
-        let next = [next, tell_at].into_iter().flatten().min();
+        let next = {
+            let health = &daemon.state.borrow().health;
+            let tell = health.is_untold().then_some(tell_at);
+            [health.next_due(), tell].into_iter().flatten().min()
+        };
         let sleep = async {
             match next {
                 Some(at) => tokio::time::sleep(at.saturating_since(now())).await,
@@ -52,14 +56,11 @@ pub(super) async fn check_real_servers(daemon: Rc<Daemon>) {
                 let _ = tell.send((start.target, outcome));
             });
         }
-        if !daemon.state.borrow().health.is_untold() {
-            tell_at = None;
-        } else if tell_at.is_none_or(|at| at <= now()) {
-            let first = tell_at.is_none();
-            tell_at = Some(now() + TOGETHER);
-            if !first && !daemon.tell_health() {
-                tell_at = Some(now() + TELL_AGAIN);
-            }
+        let due = tell_at <= now() && daemon.state.borrow().health.is_untold();
+        if due {
+            // The first of many at once, so that nothing is shown before it holds.
+            let next = if daemon.tell_health() { TOGETHER } else { TELL_AGAIN };
+            tell_at = now() + next;
         }
     }
 }
@@ -67,6 +68,9 @@ pub(super) async fn check_real_servers(daemon: Rc<Daemon>) {
 impl Daemon {
     fn checks_due(&self) -> Vec<Start> {
         let mut state = self.state.borrow_mut();
+        if state.health.next_due().is_none_or(|due| due > now()) {
+            return Vec::new();
+        }
         let no_way: HashSet<IpAddr> = state
             .survey
             .paths

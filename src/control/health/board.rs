@@ -506,7 +506,10 @@ mod tests {
             let IpAddr::V4(real) = entry.real else { panic!("{entry:?}") };
             let base = if entry.service == "db" { 0 } else { 100 };
             let expected = DestinationId(base + u32::from(real.octets()[3]));
-            assert_eq!(probes.pinned(&key, 255), crate::dataplane::probe::Pinned::To(expected));
+            assert_eq!(
+                probes.pinned(&key, 255, false),
+                crate::dataplane::probe::Pinned::To(expected)
+            );
             seen.insert(expected);
         }
         assert_eq!(seen.len(), 3);

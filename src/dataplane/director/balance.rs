@@ -149,7 +149,9 @@ impl<S: AsRef<[Slot]>> Director<S> {
             Err(error) => return Verdict::Drop(error.into()),
         };
         if context.snapshot.probes.has_port(incoming.key.client_port) {
-            match context.snapshot.probes.pinned(&incoming.key, datagram.hop_limit) {
+            let is_reset = incoming.segment.is_some_and(|s| s.flags & tcp_flag::RST != 0);
+            let probes = &context.snapshot.probes;
+            match probes.pinned(&incoming.key, datagram.hop_limit, is_reset) {
                 Pinned::No => {}
                 Pinned::To(destination) => {
                     return self.forward_as(
