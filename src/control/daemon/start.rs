@@ -253,7 +253,7 @@ async fn first_state(
         client_mac: client.mac.filter(|_| answers),
         client_index: client.index,
         health: Board::new(seed()?[0]),
-        in_change: false,
+        in_change: true,
         config,
     };
     Ok((state, flows))
@@ -300,6 +300,7 @@ fn start_worker(
     state.paths.commit(planned.paths);
     state.incomplete = planned.incomplete;
     state.health.told(&planned.pins, now());
+    state.in_change = false;
     let (link, worker_end) = link::link(waker);
     let (capture, capture_tap) = capture::capture();
     let snapshot = Arc::clone(&state.snapshot);

@@ -112,7 +112,9 @@ pub(super) fn plan(
     tap: &Tap,
     counters: &Counters,
 ) -> Result<Planned, BuildError> {
-    state.health.configure(&state.config, now());
+    if state.in_change {
+        state.health.configure(&state.config, now());
+    }
     let client = PathTarget::Direct { interface: state.client_index };
     let answers = state.client_mac.is_some();
     let hop_limit = state.config.tunnel.ttl;

@@ -362,6 +362,10 @@ impl Board {
             self.schedule.insert((due, id));
         }
         let Action::Changed(to) = action else { return None };
+        if entry.gone.is_some() {
+            // Should it come back, the core is told of it then.
+            return None;
+        }
         self.untold = true;
         Some(Change { key: entry.key.clone(), to, reason: entry.target.reason() })
     }
