@@ -237,7 +237,7 @@ impl<'t> Table<'t> {
             self.problems.at(value.span(), format!("`{key}` = {number} has no unit"), help);
             return None;
         }
-        let whole = |duration: Duration| duration.subsec_nanos() % 1_000_000 == 0;
+        let whole = |duration: Duration| duration.subsec_nanos().is_multiple_of(1_000_000);
         self.parsed(key, |text| {
             let duration = parse_duration(key, text, bounds)?;
             let message = format!("`{key}` = {text} is not a whole number of milliseconds");
