@@ -236,7 +236,8 @@ impl Board {
 
     fn find(&self, service: &str, vip: IpAddr, real: IpAddr) -> Option<&Target> {
         let key = TargetKey { service: service.to_owned(), vip, real };
-        self.by_key.get(&key).and_then(|id| self.entries.get(id)).map(|entry| &entry.target)
+        let entry = self.by_key.get(&key).and_then(|id| self.entries.get(id))?;
+        entry.gone.is_none().then_some(&entry.target)
     }
 
     /// What the core is to know of checks, and who comes from where then. `way` is the outer source
@@ -575,6 +576,8 @@ mod tests {
             Ok(Duration::ZERO)
         });
         assert_eq!(changes, [], "the others go on as they were");
+        let gone = board.view("db", [192, 0, 2, 1].into(), [10, 0, 0, 2].into(), seconds(20));
+        assert_eq!(gone, None, "what is not checked any more is not shown");
         board.configure(&config(TEXT), seconds(20));
         assert_eq!(members(&board, &config(TEXT), "db"), before);
 
