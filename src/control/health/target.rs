@@ -359,7 +359,7 @@ mod tests {
                 Action::Changed(State::Up) => 'U',
                 Action::Changed(State::Down) => 'D',
                 Action::None => '.',
-                other => panic!("{other:?}"),
+                other @ (Action::Start | Action::Changed(State::Unchecked)) => panic!("{other:?}"),
             });
         }
         said
