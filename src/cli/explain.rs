@@ -73,7 +73,7 @@ fn offline(args: &ExplainArgs, global: &Global) -> Result<Option<Explained>, Com
     let key = LoadedKey::load(config.director.hash_key_file.as_deref())?.key;
     let Target { address: vip, protocol } = args.vip;
     // Tables of other VIPs have no say, and would take their time.
-    config.services.retain(|service| service.vip == vip.ip());
+    config.services.retain(|service| service.vip.contains(vip.ip()));
     let snapshot = offline_snapshot(&config, key)?;
     let question = Question { client: args.client, vip, protocol };
     Ok(Some(explain(&snapshot.services, key, &question, Live::NOTHING)))

@@ -7,6 +7,7 @@ use crate::control::admin::api::{
 };
 use crate::control::admin::client::ClientError;
 use crate::control::admin::query::Query;
+use crate::control::config::VipPrefix;
 use clap::{Args, ValueEnum};
 use http_body_util::BodyExt;
 use hyper::Method;
@@ -182,6 +183,14 @@ fn endpoint(address: IpAddr, port: &str) -> String {
     }
 }
 
+fn vip_endpoint(vip: VipPrefix, ports: &str) -> String {
+    match vip.host_bits() {
+        0 => endpoint(vip.address(), ports),
+        _ if vip.is_ipv4() => format!("{vip}:{ports}"),
+        _ => format!("[{vip}]:{ports}"),
+    }
+}
+
 /// The line of a service, as ipvsadm shows it, with its name behind.
 pub(super) fn service_line(service: &ServiceView) -> String {
     let mut flags = String::new();
@@ -201,7 +210,7 @@ pub(super) fn service_line(service: &ServiceView) -> String {
     format!(
         "{}  {} {}{flags}  [{name}]",
         service.protocol.to_uppercase(),
-        endpoint(service.vip, &service.ports),
+        vip_endpoint(service.vip, &service.ports),
         service.scheduler,
     )
 }
@@ -421,7 +430,7 @@ mod tests {
     fn a_services_line_is_what_ipvsadm_shows() {
         let mut service = ServiceView {
             name: "dns".to_owned(),
-            vip: IpAddr::from([192, 0, 2, 1]),
+            vip: IpAddr::from([192, 0, 2, 1]).into(),
             ports: "53".to_owned(),
             protocol: "udp".to_owned(),
             scheduler: "sh".to_owned(),

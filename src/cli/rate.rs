@@ -5,6 +5,7 @@ use super::output::{self, TextTable};
 use super::{CommandError, Global, Outcome, converse};
 use crate::control::admin::api::{ServiceView, Services};
 use crate::control::admin::client::{Client, ClientError};
+use crate::control::config::VipPrefix;
 use crate::dataplane::counters::DestinationReading;
 use hyper::Method;
 use serde::Serialize;
@@ -29,7 +30,7 @@ struct Rates {
 #[derive(Debug, Serialize)]
 struct ServiceRate {
     name: String,
-    vip: IpAddr,
+    vip: VipPrefix,
     ports: String,
     protocol: String,
     #[serde(flatten)]

@@ -1,14 +1,16 @@
 //! From a configuration and a look at the host to the one snapshot the core works with.
 
-use super::config::{self, Config, DontFragment};
+use super::config::{self, Config, DontFragment, VipPrefix};
 use super::destinations::{DestinationKey, Destinations, DestinationsFull};
 use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey};
 use super::tables::{TableWork, members, thresholds};
+use crate::dataplane::admission::{Admission, AdmissionPolicy, ClientRate};
 use crate::dataplane::conntrack::{FlowRecord, Ticks, Timeouts};
 use crate::dataplane::counters::DestinationCounters;
 use crate::dataplane::hash::{HashKey, PersistenceGroup};
 use crate::dataplane::ids::{DestinationId, RealId, VipId};
 use crate::dataplane::packet;
+use crate::dataplane::rate_limit::Rate;
 use crate::dataplane::region::{Directory, DirectoryFull, Entry, RealIdentity, VipIdentity};
 use crate::dataplane::scheduler::table::{TableCache, TableError};
 use crate::dataplane::service::{
@@ -21,6 +23,7 @@ use siphasher::sip::SipHasher24;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Kind of tunnel in the region's directory: IP in IP.
 const TUNNEL_IPIP: u8 = 1;
@@ -117,6 +120,16 @@ impl std::fmt::Debug for CookieRoot {
 }
 
 impl CookieRoot {
+    /// A secret for tables whose places clients must not be able to choose, of no use to cookies.
+    fn seed(&self) -> [u64; 4] {
+        [0, 1, 2, 3].map(|number: u64| {
+            let mut hasher = SipHasher24::new_with_key(&self.secret);
+            hasher.write(b"client limits");
+            hasher.write_u64(number.to_le());
+            hasher.finish()
+        })
+    }
+
     /// Secrets of a real server in the present and the previous epoch.
     fn secrets(&self, real: RealId) -> [u16; 2] {
         [self.epoch, self.epoch.wrapping_sub(1)].map(|epoch| {
@@ -170,10 +183,11 @@ impl<S: AsRef<[Entry]>> World<S> {
     ) -> Result<(), BuildError> {
         self.destinations.begin();
         for service in &config.services {
-            let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
+            let vips = self.intern_vips(service.vip)?;
+            let vip = *vips.first().expect("a prefix has an address");
             for real in &service.reals {
                 let real = self.intern_real(real.address)?;
-                let key = DestinationKey { service: service.name.clone(), vip, real };
+                let key = DestinationKey { service: service.name.clone(), vip: service.vip, real };
                 let destination = Destination {
                     real,
                     vip,
@@ -202,7 +216,7 @@ impl<S: AsRef<[Entry]>> World<S> {
         let service = config.service_for(vip, flow.key.vip_port, protocol);
         let key = DestinationKey {
             service: service.map_or_else(String::new, |s| s.name.clone()),
-            vip: flow.key.vip,
+            vip: service.map_or_else(|| vip.into(), |s| s.vip),
             real: flow.real,
         };
         let destination = Destination {
@@ -221,6 +235,12 @@ impl<S: AsRef<[Entry]>> World<S> {
     /// When there are no ids left.
     pub fn intern_real(&mut self, address: IpAddr) -> Result<RealId, DirectoryFull> {
         self.reals.intern(RealIdentity { address: packet::address(address), tunnel: TUNNEL_IPIP })
+    }
+
+    /// The ids of all addresses of a prefix, in their order.
+    fn intern_vips(&mut self, prefix: VipPrefix) -> Result<Vec<VipId>, DirectoryFull> {
+        let address = |ip| VipIdentity { address: packet::address(ip) };
+        prefix.addresses().map(|ip| self.vips.intern(address(ip))).collect()
     }
 
     /// Lends the placement tables, to have those of `config` built beside the runtime. Until they
@@ -249,13 +269,14 @@ impl<S: AsRef<[Entry]>> World<S> {
         egress: impl Fn(&PathTarget) -> Option<EgressId>,
         previous: Option<&Snapshot>,
     ) -> Result<Snapshot, BuildError> {
-        let services = self.services(config, previous)?;
+        let services = self.services(config, around.cookies.seed(), previous)?;
         let mut services = ServiceTable::new(services);
-        let draining = self
-            .destinations
-            .iter()
-            .filter_map(|(_, k)| Some((packet::address(self.vip_address(k.key.vip)?), k.key.vip)));
-        services.keep_vips(draining.collect::<Vec<_>>());
+        let known: BTreeSet<VipPrefix> =
+            self.destinations.iter().map(|(_, known)| known.key.vip).collect();
+        for prefix in known {
+            let vips = self.intern_vips(prefix)?;
+            services.keep_vips(prefix.addresses().map(packet::address).zip(vips));
+        }
         self.generation += 1;
         Ok(Snapshot {
             generation: self.generation,
@@ -277,6 +298,7 @@ impl<S: AsRef<[Entry]>> World<S> {
     fn services(
         &mut self,
         config: &Config,
+        seed: [u64; 4],
         previous: Option<&Snapshot>,
     ) -> Result<Vec<Service>, BuildError> {
         let mut services = Vec::with_capacity(config.services.len());
@@ -284,12 +306,12 @@ impl<S: AsRef<[Entry]>> World<S> {
         // The table gives a port to the first that claims it: a single port before a list.
         order.sort_by_key(|s| s.ports.precedence());
         for service in order {
-            let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
+            let vips = self.intern_vips(service.vip)?;
             let members = members(service);
             let mut destinations = Vec::with_capacity(members.len());
             for member in &members {
                 let real = self.intern_real(member.address)?;
-                let key = DestinationKey { service: service.name.clone(), vip, real };
+                let key = DestinationKey { service: service.name.clone(), vip: service.vip, real };
                 destinations.push(self.destinations.id(&key).ok_or(DestinationsFull)?);
             }
             let before = previous.and_then(|snapshot| service_of(snapshot, &service.name));
@@ -304,13 +326,14 @@ impl<S: AsRef<[Entry]>> World<S> {
                 .map_err(|source| BuildError::Table { service: service.name.clone(), source })?;
             services.push(Service {
                 name: service.name.as_str().into(),
-                vip,
-                address: service.vip,
+                prefix: service.vip,
+                vips: vips.into(),
                 protocol: protocol(service.protocol),
                 ports: ports(&service.ports),
                 scheduler,
                 members: members.into(),
                 destinations: destinations.into(),
+                admission: admission(service, config.director.workers, seed, before),
                 persistence: persistence(service),
                 timeouts: timeouts(&service.timeouts),
                 df: df(service.df),
@@ -469,7 +492,9 @@ fn persistence(service: &config::Service) -> Option<PersistencePolicy> {
                 config::Ports::Any => (3, 0),
             };
             let number = protocol(service.protocol).number();
-            PersistenceGroup::of_service(service.vip, form, first, number)
+            // Four forms of ports for each length, so that a prefix is not its first address.
+            let form = form + 4 * service.vip.host_bits();
+            PersistenceGroup::of_service(service.vip.address(), form, first, number)
         }
     };
     Some(PersistencePolicy {
@@ -478,6 +503,31 @@ fn persistence(service: &config::Service) -> Option<PersistencePolicy> {
         ipv4_prefix: persistence.ipv4_prefix,
         ipv6_prefix: persistence.ipv6_prefix,
     })
+}
+
+/// The limits of a service; what of them is used comes from `before` while they are the same.
+fn admission(
+    service: &config::Service,
+    workers: u16,
+    seed: [u64; 4],
+    before: Option<&Service>,
+) -> Option<Arc<Admission>> {
+    let rate = |new: config::NewFlows| Rate { per_second: new.per_second, burst: new.burst };
+    let policy = AdmissionPolicy {
+        total: service.limits.total.map(rate),
+        client: service.limits.client.map(|client| ClientRate {
+            rate: rate(client.new),
+            ipv4_prefix: client.ipv4_prefix,
+            ipv6_prefix: client.ipv6_prefix,
+        }),
+        half_open: service.limits.half_open.map(|most| most.div_ceil(u32::from(workers.max(1)))),
+    };
+    if policy == AdmissionPolicy::default() {
+        return None;
+    }
+    let known = before.and_then(|before| before.admission.as_ref());
+    let known = known.filter(|admission| *admission.policy() == policy);
+    Some(known.map_or_else(|| Arc::new(Admission::new(policy, seed)), Arc::clone))
 }
 
 #[cfg(test)]
@@ -641,6 +691,90 @@ mod tests {
         assert!(overloaded(&second));
         let fresh = build(&mut world, &config(&less), &counters, None);
         assert!(!overloaded(&fresh), "nothing to remember");
+    }
+
+    #[test]
+    fn a_prefix_is_one_service_on_each_of_its_addresses() {
+        let counters = Counters::new(8);
+        let entries = || (0..32).map(|_| Entry::default()).collect::<Vec<_>>();
+        let mut world =
+            World::new(Directory::new(entries()), Directory::new(entries()), HashKey::DEFAULT);
+        let service = |name: &str, vip: &str, port: &str| {
+            format!(
+                "[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nport = {port}\n\
+                 [[service.real]]\naddress = \"10.0.0.1\"\n"
+            )
+        };
+        let head = "[director]\ninterface = \"eth0\"\n";
+        let one = service("one", "192.0.2.3", "\"any\"");
+        let net = service("net", "192.0.2.0/29", "[80, 443]");
+        let half = service("half", "192.0.2.4/30", "\"1-100\"");
+        let all = config(&format!("{head}{net}{one}{half}"));
+        let first = build(&mut world, &all, &counters, None);
+        let find = |snapshot: &Snapshot, last: u8, port: u16| -> Option<String> {
+            let address = packet::address(IpAddr::from([192, 0, 2, last]));
+            let vip = snapshot.services.vip(&address)?;
+            snapshot.services.find(vip, 6, port).map(|s| s.name.to_string())
+        };
+        assert_eq!(first.services.vips().count(), 8);
+        // As the configuration says, of every address and some ports.
+        for last in 0..9 {
+            for port in [80, 81, 101, 443] {
+                let vip = IpAddr::from([192, 0, 2, last]);
+                let expected = all.service_for(vip, port, config::Protocol::Tcp);
+                let expected = expected.map(|s| s.name.clone());
+                assert_eq!(find(&first, last, port), expected, "{vip}:{port}");
+            }
+        }
+        assert_eq!(find(&first, 3, 80).as_deref(), Some("one"));
+        assert_eq!(find(&first, 5, 80).as_deref(), Some("half"));
+        assert_eq!(find(&first, 5, 443).as_deref(), Some("net"));
+        // One destination for all addresses; it keeps them all in force while it drains.
+        assert_eq!(first.destinations.iter().flatten().count(), 3);
+        let second = build(&mut world, &config(&format!("{head}{one}")), &counters, Some(&first));
+        assert_eq!((second.services.vips().count(), find(&second, 5, 80)), (8, None));
+        world.destinations.retain(|_, _| true);
+        let third = build(&mut world, &config(&format!("{head}{one}")), &counters, Some(&second));
+        assert_eq!(third.services.vips().count(), 1);
+        // The prefix and its first address do not remember clients for each other.
+        let persistent = |vip: &str| {
+            let text = format!("{head}{}persistence = {{}}\n", service("s", vip, "80"))
+                .replace("[[service.real]]\naddress = \"10.0.0.1\"\n", "");
+            super::persistence(&config(&text).services[0]).unwrap().group
+        };
+        assert_ne!(persistent("192.0.2.0/29"), persistent("192.0.2.0"));
+    }
+
+    #[test]
+    fn limits_go_on_while_they_are_the_same() {
+        let counters = Counters::new(8);
+        let mut world = world();
+        let text = TEXT.replace(
+            "port = 80\n",
+            "port = 80\nlimits = { new_per_second = 2, new_burst = 3, half_open = 5 }\n",
+        );
+        let admission = |snapshot: &Snapshot| {
+            let services = snapshot.services.services();
+            services.iter().find_map(|s| s.admission.clone()).unwrap()
+        };
+        let now = Time(1_000_000_000_000);
+        let client = IpAddr::from([203, 0, 113, 1]);
+        let first = build(&mut world, &config(&text), &counters, None);
+        let admitted = |snapshot: &Snapshot| {
+            (0..9).filter(|_| admission(snapshot).admit(now, client).is_ok()).count()
+        };
+        assert_eq!(admitted(&first), 3);
+        let second = build(&mut world, &config(&text), &counters, Some(&first));
+        assert_eq!(admitted(&second), 0, "what was used stays used");
+        let more = text.replace("new_burst = 3", "new_burst = 4");
+        let third = build(&mut world, &config(&more), &counters, Some(&second));
+        assert_eq!(admitted(&third), 4, "other limits, counted afresh");
+        // Each worker has its share of what is half-open.
+        assert_eq!(admission(&third).policy().half_open, Some(5));
+        let service = &config(&text).services;
+        let limited = service.iter().find(|s| s.limits.half_open.is_some()).unwrap();
+        let shared = super::admission(limited, 2, [0; 4], None).unwrap();
+        assert_eq!(shared.policy().half_open, Some(3));
     }
 
     #[test]

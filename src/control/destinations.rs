@@ -6,21 +6,20 @@
 //! drains the old one.
 
 use crate::dataplane::counters::{DestinationCounters, DestinationReading};
-use crate::dataplane::ids::{DestinationId, RealId, VipId};
+use crate::dataplane::ids::{DestinationId, RealId};
 use crate::dataplane::snapshot::Destination;
+use crate::dataplane::vip_prefix::VipPrefix;
 use std::collections::HashMap;
 
-/// Destinations there are numbers for: 65 536 counters take 2.5 MiB, and the largest
-/// configuration with a second one draining fits.
-pub const DESTINATION_CAPACITY: usize = 65_536;
+pub use crate::dataplane::ids::DESTINATION_CAPACITY;
 
 /// What makes a destination the same in two configurations.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DestinationKey {
     /// Name of the service.
     pub service: String,
-    /// Its VIP.
-    pub vip: VipId,
+    /// Its VIP, or prefix of them.
+    pub vip: VipPrefix,
     /// The real server.
     pub real: RealId,
 }
@@ -216,10 +215,16 @@ impl Known {
 mod tests {
     use super::*;
     use crate::dataplane::counters::Counters;
+    use crate::dataplane::ids::VipId;
     use crate::dataplane::service::DfPolicy;
+    use std::net::IpAddr;
 
     fn key(real: u32) -> DestinationKey {
-        DestinationKey { service: "db".into(), vip: VipId(0), real: RealId(real) }
+        DestinationKey {
+            service: "db".into(),
+            vip: IpAddr::from([192, 0, 2, 1]).into(),
+            real: RealId(real),
+        }
     }
 
     fn destination(real: u32) -> Destination {

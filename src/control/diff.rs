@@ -139,6 +139,10 @@ fn service_changes(
         let what = format!("persistence {} -> {}", show(&old.persistence), show(&new.persistence));
         push(what, "holds for new connections", 0);
     }
+    if old.limits != new.limits {
+        let what = format!("limits {} -> {}", old.limits, new.limits);
+        push(what, "hold for new connections, counted afresh", 0);
+    }
     if old.timeouts != new.timeouts {
         push("timeouts differ".to_owned(), "hold from each connection's next packet", all);
     }

@@ -90,6 +90,11 @@ counters! {
         evicted_half_open,
         /// Unproven flows evicted for newer ones.
         evicted_unproven,
+        /// SYNs forwarded by hash without an entry, because their service had as many half-open flows
+        /// as it may and none was found that could give way.
+        untracked_half_open,
+        /// Half-open flows that gave way to newer ones of a service that had as many as it may.
+        gave_way,
         /// Resets sent to clients for segments of unknown flows.
         resets_sent,
         /// Packets that did not fit a tunnel and were fragmented outside.

@@ -3,6 +3,7 @@
 //! Architecture invariants: nothing in here does I/O, reads a clock, draws randomness or
 //! allocates after construction, and nothing in here imports `crate::io` or `crate::control`.
 
+pub mod admission;
 pub mod conntrack;
 pub mod counters;
 pub mod director;
@@ -26,3 +27,4 @@ mod slot_index;
 pub mod snapshot;
 pub mod time;
 pub mod verdict;
+pub mod vip_prefix;

@@ -80,13 +80,13 @@ impl Default for RateLimits {
 
 /// A token bucket: the time at which it is full again, in nanoseconds since boot.
 #[derive(Clone, Copy, Debug, Default)]
-struct Bucket {
-    full_at: u64,
+pub(super) struct Bucket {
+    pub(super) full_at: u64,
 }
 
 /// A [`Rate`] in the units of a [`Bucket`].
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+pub(super) struct Pace {
     interval: u64,
     /// The deepest a bucket may be in debt for a token to be left.
     depth: u64,
@@ -108,7 +108,7 @@ impl From<Rate> for Pace {
 impl Bucket {
     /// What the bucket becomes when a token is taken; `None` when it has none.
     #[inline]
-    fn take(self, now: Time, pace: Pace) -> Option<Self> {
+    pub(super) fn take(self, now: Time, pace: Pace) -> Option<Self> {
         let from = self.full_at.max(now.0);
         let full_at = from.checked_add(pace.interval)?;
         (from - now.0 <= pace.depth).then_some(Self { full_at })

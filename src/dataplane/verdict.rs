@@ -100,6 +100,9 @@ drop_reasons! {
     NoService, "no_service", "No service at that VIP, port and protocol.";
     NoRealServer, "no_real_server", "No real server of the service may get new flows.";
     TableFull, "table_full", "The flow table is full of established flows and the scheduler is not a hash.";
+    ServiceLimited, "service_limited", "A new flow beyond what its service takes per second.";
+    ClientLimited, "client_limited", "A new flow beyond what its service takes of one client prefix per second.";
+    HalfOpenLimited, "half_open_limited", "A new flow of a service that has as many half-open ones as it may, of which none could give way.";
     NoFlow, "no_flow", "A segment of an unknown flow, where guessing its real server is impossible.";
     HopLimitExceeded, "hop_limit_exceeded", "TTL or hop limit ran out here.";
     PacketTooBig, "packet_too_big", "Too big for the tunnel's path, and no answer could be sent.";

@@ -14,6 +14,7 @@ use std::{collections::VecDeque, net::IpAddr, ops::Range, sync::Arc, time::Durat
 use adit_tunnel::OuterTemplate;
 
 use adit::dataplane::{
+    admission::Admission,
     conntrack::{FlowTable, Slot, Timeouts},
     counters::Counters,
     director::{Director, Parts},
@@ -52,6 +53,7 @@ pub struct ServiceSpec {
     pub thresholds: Vec<Option<Threshold>>,
     pub members: Vec<Member>,
     pub persistence: Option<PersistencePolicy>,
+    pub admission: Option<Arc<Admission>>,
     pub df: DfPolicy,
 }
 
@@ -69,6 +71,7 @@ impl ServiceSpec {
             thresholds: Vec::new(),
             members: vec![member("10.20.0.11"), member("10.30.0.21")],
             persistence: None,
+            admission: None,
             df: DfPolicy::Copy,
         }
     }
@@ -115,14 +118,15 @@ pub fn snapshot(specs: Vec<ServiceSpec>) -> Snapshot {
         }
         services.push(Service {
             name: format!("service-{}", services.len()).into(),
-            vip,
-            address,
+            prefix: address.into(),
+            vips: [vip].into(),
             protocol: spec.protocol,
             ports: spec.ports,
             scheduler,
             members: spec.members.into(),
             destinations: ids.into(),
             persistence: spec.persistence,
+            admission: spec.admission,
             timeouts: Timeouts::default(),
             df: spec.df,
             one_packet: spec.one_packet,

@@ -232,8 +232,8 @@ impl World {
             }
             services.push(Service {
                 name: format!("service-{index}").into(),
-                vip,
-                address,
+                prefix: address.into(),
+                vips: [vip].into(),
                 protocol: *protocol,
                 ports: ports(),
                 scheduler: Arc::clone(&self.schedulers[index]),
@@ -245,6 +245,7 @@ impl World {
                 timeouts: Timeouts::default(),
                 df: self.settings.df,
                 thresholds: Box::default(),
+                admission: None,
                 one_packet: self.settings.one_packet && *protocol == Protocol::Udp,
             });
         }

@@ -6,6 +6,7 @@
 use crate::control::finding::Finding;
 use crate::dataplane::conntrack::Class;
 use crate::dataplane::counters::{Counters, DestinationReading, WorkerReading};
+use crate::dataplane::vip_prefix::VipPrefix;
 use crate::io::IoCounters;
 use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
@@ -133,8 +134,8 @@ pub struct Services {
 pub struct ServiceView {
     /// Its name.
     pub name: String,
-    /// Its VIP.
-    pub vip: IpAddr,
+    /// Its VIP, or prefix of them.
+    pub vip: VipPrefix,
     /// Its ports: `5432`, `80,443`, `6000-6009` or `any`.
     pub ports: String,
     /// `tcp` or `udp`.

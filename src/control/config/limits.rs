@@ -24,6 +24,9 @@ pub const MAX_SERVICES: usize = 4096;
 pub const MAX_REALS: usize = REAL_CAPACITY as usize / 2;
 /// VIPs in all, likewise.
 pub const MAX_VIPS: usize = VIP_CAPACITY as usize / 2;
+/// Bits behind a prefix of VIPs: as many addresses as there may be VIPs in all.
+pub(super) const MAX_VIP_HOST_BITS: u8 = 9;
+const _: () = assert!(MAX_VIPS == 1 << MAX_VIP_HOST_BITS, "a prefix that can fit is allowed");
 /// Ports in one list: a longer one is better written as a range.
 pub(super) const MAX_PORT_LIST: usize = 256;
 /// Longest service name: it is printed in tables and becomes a metric label.
@@ -54,6 +57,12 @@ pub(super) const DEFAULT_WEIGHT: u16 = 100;
 /// Connections one real server may have: no more than the largest flow table holds. 0 would take none,
 /// which is what weight 0 is for.
 pub(super) const THRESHOLD: RangeInclusive<u32> = 1..=1 << 27;
+
+/// New flows of a service a second, and at once. Ten million is more than any director forwards; a
+/// bucket counts in nanoseconds, so that the rate is kept to a hundredth there still.
+pub(super) const NEW_FLOWS: RangeInclusive<u32> = 1..=10_000_000;
+/// Half-open flows of a service: no more than the largest flow table holds.
+pub(super) const HALF_OPEN: RangeInclusive<u32> = 1..=1 << 27;
 
 /// The outer packet starts afresh (RFC 2003 section 3.1); 64 is what IPVS and `ipip` use.
 pub(super) const DEFAULT_TTL: u8 = 64;

@@ -24,8 +24,9 @@ pub use limits::{
     DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS, MAX_SERVICES, MAX_VIPS,
 };
 pub use types::{
-    Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Persistence, Ports,
-    Protocol, Real, Scheduler, Service, Timeouts, Tunnel, TunnelKind,
+    Announce, Capture, ClientLimit, Config, Director, DontFragment, IoEngine, Limits, NewFlows,
+    Persistence, Ports, Protocol, Real, Scheduler, Service, ServiceLimits, Timeouts, Tunnel,
+    TunnelKind, VipPrefix,
 };
 
 use reader::{Problems, Table};

@@ -4,7 +4,10 @@ use crate::control::finding::Finding;
 use crate::dataplane::scheduler::SchedulerFlag;
 pub use crate::dataplane::scheduler::SchedulerKind as Scheduler;
 use crate::dataplane::scheduler::table::table_size;
+pub use crate::dataplane::vip_prefix::VipPrefix;
 use serde::{Serialize, Serializer};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -158,8 +161,8 @@ pub struct Limits {
 pub struct Service {
     /// Unique name.
     pub name: String,
-    /// The virtual IP clients talk to.
-    pub vip: IpAddr,
+    /// The virtual IP clients talk to, or a prefix of them.
+    pub vip: VipPrefix,
     /// Which destination ports belong to it.
     pub ports: Ports,
     /// Its transport protocol.
@@ -174,6 +177,9 @@ pub struct Service {
     pub one_packet: bool,
     /// Whether a client comes back to the same real server.
     pub persistence: Option<Persistence>,
+    /// What it takes of new flows.
+    #[serde(skip_serializing_if = "ServiceLimits::is_none")]
+    pub limits: ServiceLimits,
     /// Timeouts in force: the service's own, else those of `[timeouts]`.
     pub timeouts: Timeouts,
     /// Outer Don't Fragment.
@@ -220,6 +226,62 @@ pub struct Persistence {
     pub group: Option<String>,
 }
 
+/// What a service takes of new flows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct ServiceLimits {
+    /// New flows of everybody.
+    pub total: Option<NewFlows>,
+    /// New flows of one client prefix.
+    pub client: Option<ClientLimit>,
+    /// Half-open flows at a time.
+    pub half_open: Option<u32>,
+}
+
+/// A rate of new flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct NewFlows {
+    /// So many a second in the long run.
+    pub per_second: u32,
+    /// So many at once after a pause.
+    pub burst: u32,
+}
+
+/// A rate of new flows of each client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct ClientLimit {
+    /// The rate.
+    pub new: NewFlows,
+    /// Leading bits of an IPv4 client's address that make a client.
+    pub ipv4_prefix: u8,
+    /// Leading bits of an IPv6 client's address that make a client.
+    pub ipv6_prefix: u8,
+}
+
+impl ServiceLimits {
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl fmt::Display for ServiceLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        if let Some(NewFlows { per_second, burst }) = self.total {
+            parts.push(format!("{per_second} new/s (burst {burst})"));
+        }
+        if let Some(ClientLimit { new, ipv4_prefix, ipv6_prefix }) = self.client {
+            parts.push(format!(
+                "{} new/s (burst {}) per /{ipv4_prefix} and /{ipv6_prefix}",
+                new.per_second, new.burst
+            ));
+        }
+        if let Some(half_open) = self.half_open {
+            parts.push(format!("{half_open} half-open"));
+        }
+        f.write_str(&if parts.is_empty() { "none".to_owned() } else { parts.join(", ") })
+    }
+}
+
 /// A real server of one service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Real {
@@ -246,19 +308,20 @@ impl Service {
 }
 
 impl Config {
-    /// The service that takes a packet to `vip`:`port`, by the precedence of [`Ports`].
+    /// The service that takes a packet to `vip`:`port`: that with the longest prefix, then by the
+    /// precedence of [`Ports`].
     #[must_use]
     pub fn service_for(&self, vip: IpAddr, port: u16, protocol: Protocol) -> Option<&Service> {
         self.services
             .iter()
-            .filter(|s| s.vip == vip && s.protocol == protocol && s.ports.contains(port))
-            .min_by_key(|s| s.ports.precedence())
+            .filter(|s| s.protocol == protocol && s.ports.contains(port) && s.vip.contains(vip))
+            .min_by_key(|s| (Reverse(s.vip.length()), s.ports.precedence()))
     }
 
-    /// Every VIP once, in order.
+    /// Every VIP and every prefix of them once, in order.
     #[must_use]
-    pub fn vips(&self) -> Vec<IpAddr> {
-        let mut vips: Vec<IpAddr> = self.services.iter().map(|s| s.vip).collect();
+    pub fn vips(&self) -> Vec<VipPrefix> {
+        let mut vips: Vec<VipPrefix> = self.services.iter().map(|s| s.vip).collect();
         vips.sort_unstable();
         vips.dedup();
         vips
@@ -272,6 +335,31 @@ impl Config {
         all.sort_unstable();
         all.dedup();
         all
+    }
+
+    /// Services of persistence groups that place a client differently than the first of their
+    /// group: both names, and in what they differ.
+    fn uneven_groups(&self) -> Vec<(&str, &str, &'static str)> {
+        let mut firsts: BTreeMap<&str, &Service> = BTreeMap::new();
+        let mut uneven = Vec::new();
+        for service in &self.services {
+            let group = service.persistence.as_ref().and_then(|p| p.group.as_deref());
+            let Some(group) = group else { continue };
+            let first = *firsts.entry(group).or_insert(service);
+            let weights = |s: &Service| s.reals.iter().map(|r| r.weight).collect::<Vec<_>>();
+            let what = if first.scheduler != service.scheduler {
+                "scheduler"
+            } else if first.name != service.name && !service.scheduler.is_hash() {
+                // Each takes turns, or looks at the connections, of its own.
+                "whom their schedulers choose"
+            } else if weights(first) != weights(service) {
+                "weights"
+            } else {
+                continue;
+            };
+            uneven.push((first.name.as_str(), service.name.as_str(), what));
+        }
+        uneven
     }
 
     /// What is allowed and perhaps not meant.
@@ -289,6 +377,13 @@ impl Config {
                 "no `hash_key_file`: the placement hash uses a constant everybody knows".to_owned(),
                 "a client that knows the key can aim all its connections at one real server; \
                  make a key with: openssl rand -hex 16 > /etc/adit/hash.key",
+            );
+        }
+        for (first, second, what) in self.uneven_groups() {
+            warn(
+                format!("services {first} and {second} of one persistence group differ in {what}"),
+                "a client's first flows may go to several real servers, until one that is \
+                 established decides",
             );
         }
         for service in &self.services {

@@ -3,12 +3,11 @@
 
 use super::update::ReloadError;
 use super::{Daemon, LOOK_AGAIN, SETTLE};
-use crate::control::config::Capture;
+use crate::control::config::{Capture, VipPrefix};
 use crate::control::finding::Finding;
 use crate::control::firewall;
 use crate::control::netlink::NetlinkError;
 use crate::control::netlink::watch::HostWatch;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -134,7 +133,7 @@ impl Daemon {
     async fn missing_from_host(&self) -> (Vec<String>, Option<Finding>) {
         let (vips, capture, bridge, rules) = {
             let state = self.state.borrow();
-            let vips: Vec<IpAddr> = state.vips_in_force().into_iter().collect();
+            let vips: Vec<VipPrefix> = state.vips_in_force().into_iter().collect();
             (vips, state.config.director.capture, state.client_index, state.rules.clone())
         };
         let (mut missing, mut unseen) = (Vec::new(), None);

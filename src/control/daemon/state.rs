@@ -1,19 +1,19 @@
 //! What changes while a director runs.
 
 use super::super::build::{CookieRoot, PathTarget, World};
-use super::super::config::Config;
+use super::super::config::{Config, VipPrefix};
 use super::super::egress_paths::EgressPaths;
 use super::super::finding::Finding;
 use super::super::netlink::egress::Survey;
 use super::super::netlink::neighbours::NeighbourKey;
-use crate::dataplane::ids::{DestinationId, RealId, VipId};
+use crate::dataplane::ids::{DestinationId, RealId};
+use crate::dataplane::packet::{self, Address};
 use crate::dataplane::persistence::PersistenceTable;
 use crate::dataplane::region::{Entry, RegionHeader};
 use crate::dataplane::snapshot::Snapshot;
 use crate::dataplane::time::Time;
 use crate::io::JoinedGroups;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What changes while a director runs. Borrowed for moments, never across an await.
@@ -37,7 +37,7 @@ pub(super) struct State {
     /// Path MTUs that errors have taught the worker, as it told.
     pub(super) path_mtus: HashMap<RealId, (u16, Time)>,
     /// VIPs that are routed, announced and in the firewall.
-    pub(super) vips: BTreeSet<IpAddr>,
+    pub(super) vips: BTreeSet<VipPrefix>,
     /// Next hops the kernel was asked to look after.
     pub(super) kept: HashSet<NeighbourKey>,
     /// Memberships in the multicast groups of IPv6 VIPs.
@@ -61,10 +61,10 @@ pub(super) struct State {
 
 impl State {
     /// VIPs of the configuration, and those whose flows have not ended.
-    pub(super) fn vips_in_force(&self) -> BTreeSet<IpAddr> {
-        let mut vips: BTreeSet<IpAddr> = self.config.vips().into_iter().collect();
+    pub(super) fn vips_in_force(&self) -> BTreeSet<VipPrefix> {
+        let mut vips: BTreeSet<VipPrefix> = self.config.vips().into_iter().collect();
         let known = self.world.destinations.iter().filter(|(_, known)| !known.idle);
-        vips.extend(known.filter_map(|(_, known)| self.world.vip_address(known.key.vip)));
+        vips.extend(known.map(|(_, known)| known.key.vip));
         vips
     }
 
@@ -81,13 +81,13 @@ impl State {
 
     /// Frees ids of real servers and VIPs that nothing refers to any more.
     pub(super) fn free_ids(&mut self) {
-        let (mut reals, mut vips): (BTreeSet<RealId>, BTreeSet<VipId>) = Default::default();
+        let (mut reals, mut vips): (BTreeSet<RealId>, BTreeSet<Address>) = Default::default();
         for (_, known) in self.world.destinations.iter() {
             reals.insert(known.key.real);
-            vips.insert(known.key.vip);
+            vips.extend(known.key.vip.addresses().map(packet::address));
         }
         for service in self.snapshot.services.services() {
-            vips.insert(service.vip);
+            vips.extend(service.prefix.addresses().map(packet::address));
         }
         // Clients that persistence keeps at a real server come back to it when it does.
         reals.extend(self.persistence.entries().map(|entry| entry.real));
@@ -96,6 +96,6 @@ impl State {
         self.path_mtus.retain(|_, (_, until)| *until > now);
         reals.extend(self.path_mtus.keys());
         self.world.reals.retain(|id, _| reals.contains(&id));
-        self.world.vips.retain(|id, _| vips.contains(&id));
+        self.world.vips.retain(|_, identity| vips.contains(&identity.address));
     }
 }

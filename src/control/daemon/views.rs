@@ -123,7 +123,7 @@ impl Daemon {
             let known = state.world.destinations.iter().filter(|(_, k)| !k.idle);
             let mut reals: Vec<RealView> = known
                 .filter(|(_, k)| k.key.service == service.name)
-                .filter(|(_, k)| state.world.vip_address(k.key.vip) == Some(service.vip))
+                .filter(|(_, k)| k.key.vip == service.vip)
                 .filter_map(|(id, k)| {
                     let address = state.world.address_of(k.key.real)?;
                     let place = service.reals.binary_search_by_key(&address, |r| r.address);
@@ -157,7 +157,7 @@ impl Daemon {
         let paths = paths(&state);
         let mut removed: Vec<ServiceView> = Vec::new();
         for (id, known) in state.world.destinations.iter().filter(|(_, k)| !k.idle) {
-            let Some(vip) = state.world.vip_address(known.key.vip) else { continue };
+            let vip = known.key.vip;
             let name = &known.key.service;
             if state.config.services.iter().any(|s| s.name == *name && s.vip == vip) {
                 continue;

@@ -2,7 +2,7 @@
 
 use super::firewall::{Hook, HookChain};
 use super::observe::HostFacts;
-use crate::control::config::{Capture, Config, Ports};
+use crate::control::config::{Capture, Config, Ports, VipPrefix};
 use crate::control::finding::Finding;
 use crate::control::flow_region::PERSISTENCE_CAPACITY;
 use crate::control::netlink::egress::{Egress, KernelReason};
@@ -10,7 +10,6 @@ use crate::control::netlink::links::Link;
 use crate::control::netlink::routes::RouteKind;
 use crate::dataplane::conntrack;
 use crate::dataplane::region::{Geometry, RegionLayout};
-use std::net::IpAddr;
 
 // linux/capability.h
 const CAP_NET_ADMIN: u32 = 12;
@@ -162,7 +161,7 @@ pub fn narrow_tap(config: &Config, interface: &Link) -> Option<Finding> {
 fn forwarding(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     let interface = &config.director.interface;
     let vips = config.vips();
-    if vips.iter().any(IpAddr::is_ipv4) && facts.forwarding_v4 == Some(false) {
+    if vips.iter().any(VipPrefix::is_ipv4) && facts.forwarding_v4 == Some(false) {
         findings.push(Finding::error(
             format!("IPv4 forwarding is off on {interface}"),
             format!(
@@ -171,7 +170,7 @@ fn forwarding(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
             ),
         ));
     }
-    if !vips.iter().any(IpAddr::is_ipv6) {
+    if !vips.iter().any(VipPrefix::is_ipv6) {
         return;
     }
     if facts.forwarding_v6 == Some(false) {
@@ -246,7 +245,7 @@ fn firewalls(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     let vips = config.vips();
     // As nft prints them in JSON and iptables in its own form.
     let mut words = vec![format!("\"{tap}\""), format!(" {tap} ")];
-    words.extend(vips.iter().map(IpAddr::to_string));
+    words.extend(vips.iter().map(|vip| vip.address().to_string()));
     for chain in facts.chains.iter().chain(&facts.legacy_forward) {
         let finding = match chain.hook {
             Hook::Forward if config.director.capture == Capture::Route => {
@@ -386,10 +385,10 @@ fn vips(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     for vip in &facts.foreign_routes {
         if config.director.capture == Capture::Route {
             findings.push(Finding::error(
-                format!("there is a host route for the VIP {vip} already"),
+                format!("there is a route for the VIP {vip} already"),
                 format!(
                     "Adit does not replace it, and it may lead packets past the TAP:\n\
-                     ip route show {vip}"
+                     ip route show root {vip}"
                 ),
             ));
         }
@@ -451,6 +450,7 @@ mod tests {
     use super::*;
     use crate::control::config::parse;
     use crate::control::finding::Severity;
+    use std::net::IpAddr;
 
     fn config() -> Config {
         let text = "[director]\ninterface = \"eth0\"\n[[service]]\nname = \"db\"\n\
@@ -526,7 +526,11 @@ mod tests {
             (|f| f.nft_missing = true, Error, "nft"),
             (|f| f.memory_available = Some(1 << 20), Error, "max_connections"),
             (|f| f.state_dir_free = Some(1 << 20), Error, "/run/adit"),
-            (|f| f.foreign_routes = vec![IpAddr::from([192, 0, 2, 1])], Error, "host route"),
+            (
+                |f| f.foreign_routes = vec![IpAddr::from([192, 0, 2, 1]).into()],
+                Error,
+                "a route for the VIP",
+            ),
             (|f| f.chains_unseen = Some("no".into()), Warning, "cannot be seen"),
             (|f| f.chains = vec![drop_chain(&[])], Error, "inet filter forward"),
             (|f| f.foreign_sources = vec![IpAddr::from([10, 0, 0, 1])], Error, "10.0.0.1"),

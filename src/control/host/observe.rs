@@ -2,12 +2,13 @@
 
 use super::firewall::{self, HookChain};
 use super::judge::geometry;
-use crate::control::config::Config;
+use crate::control::config::{Config, VipPrefix};
 use crate::control::flow_region;
 use crate::control::netlink::egress::{FixedSources, Survey};
 use crate::control::netlink::links::Link;
 use crate::control::netlink::routes::{Route, RouteKind};
 use crate::control::netlink::{Netlink, NetlinkError};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -54,10 +55,10 @@ pub struct HostFacts {
     pub memory_available: Option<u64>,
     /// The way to each real server.
     pub survey: Survey,
-    /// The route to each VIP.
+    /// The route to each VIP, those of prefixes one by one.
     pub vip_routes: Vec<(IpAddr, Route)>,
-    /// VIPs for which there is a host route that Adit did not make.
-    pub foreign_routes: Vec<IpAddr>,
+    /// VIPs for which, or within whose prefix, there is a route that Adit did not make.
+    pub foreign_routes: Vec<VipPrefix>,
     /// Bytes free in the state directory's file system; `None` where there is no such directory.
     pub state_dir_free: Option<u64>,
     /// Whether the region is there already and is used as it is.
@@ -89,11 +90,13 @@ pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
     facts.interface = netlink.link_by_name(&director.interface).await?;
     facts.tap = netlink.link_by_name(&director.tap).await?;
     facts.survey = netlink.survey(&config.real_addresses(), sources).await?;
-    for vip in config.vips() {
+    let addresses: BTreeSet<IpAddr> = config.vips().iter().flat_map(VipPrefix::addresses).collect();
+    for vip in addresses {
         facts.vip_routes.push((vip, netlink.route_to(vip, None).await?));
     }
-    let routed = netlink.foreign_host_routes().await?;
-    facts.foreign_routes = config.vips().into_iter().filter(|v| routed.contains(v)).collect();
+    let routed = netlink.foreign_routes().await?;
+    let leads_past = |vip: &VipPrefix| routed.iter().any(|route| vip.covers(route));
+    facts.foreign_routes = config.vips().into_iter().filter(leads_past).collect();
     let fixed = [sources.v4.map(IpAddr::V4), sources.v6.map(IpAddr::V6)];
     for source in fixed.into_iter().flatten() {
         if netlink.route_to(source, None).await?.kind != RouteKind::Local {

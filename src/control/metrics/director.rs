@@ -165,6 +165,8 @@ fn worker(totals: &WorkerReading, families: &mut Families<'_>) -> fmt::Result {
         untracked,
         evicted_half_open,
         evicted_unproven,
+        untracked_half_open,
+        gave_way,
         resets_sent,
         fragmented,
         too_big_sent,
@@ -240,6 +242,17 @@ fn worker(totals: &WorkerReading, families: &mut Families<'_>) -> fmt::Result {
             "adit_address_conflicts_total",
             "Times that another host on the link answered for a VIP.",
             address_conflicts,
+        ),
+        (
+            "adit_untracked_half_open_packets_total",
+            "SYNs forwarded by hash without an entry: their service had as many half-open flows as it \
+             may, and none was found that could give way.",
+            untracked_half_open,
+        ),
+        (
+            "adit_gave_way_flows_total",
+            "Half-open flows that gave way to newer ones: their service had as many as it may.",
+            gave_way,
         ),
         ("adit_echo_answers_total", "Echo requests answered.", echo_answers),
         (

@@ -5,6 +5,7 @@ use super::routes::RouteKind;
 use super::watch::{HostChange, HostWatch};
 use super::xfrm::XfrmPolicies;
 use super::{Netlink, vip_routes::VipRoute};
+use crate::control::config::VipPrefix;
 use crate::control::runtime;
 use crate::control::testing::{eventually, own_network, run};
 use netlink_sys::AsyncSocketExt;
@@ -82,7 +83,9 @@ fn vip_routes_are_made_adopted_and_removed() {
         let tap = netlink.link_by_name("tap0").await.unwrap().unwrap();
         assert_eq!((tap.mtu, tap.up, tap.ethernet), (1450, true, true));
 
-        let vips = [ip("192.0.2.1"), ip("2001:db8:1::1")];
+        let vips: [VipPrefix; 4] =
+            ["192.0.2.1", "2001:db8:1::1", "198.51.100.16/28", "2001:db8:2::10/124"]
+                .map(|vip| vip.parse().unwrap());
         netlink.set_vip_routes(&vips, tap.index).await.unwrap();
         netlink.set_vip_routes(&vips, tap.index).await.unwrap();
         let mut present = netlink.vip_routes().await.unwrap();
@@ -91,14 +94,14 @@ fn vip_routes_are_made_adopted_and_removed() {
             vips.iter().flat_map(|vip| VipRoute::pair(*vip, tap.index)).collect();
         wanted.sort_unstable();
         assert_eq!(present, wanted);
-        for vip in vips {
+        for vip in vips.iter().flat_map(VipPrefix::addresses) {
             let route = netlink.route_to(vip, None).await.unwrap();
             assert_eq!(route.interface, Some(tap.index), "{vip} {route:?}");
         }
 
         // The TAP dies with its process: what is left refuses packets, so nothing loops.
         run("ip link del tap0");
-        for vip in vips {
+        for vip in vips.iter().flat_map(VipPrefix::addresses) {
             let route = netlink.route_to(vip, None).await.unwrap();
             assert_eq!(route.kind, RouteKind::Refused, "{vip} {route:?}");
         }
@@ -128,10 +131,10 @@ fn a_foreign_route_is_not_replaced() {
         run("ip route add 192.0.2.1/32 dev lo metric 1");
         let netlink = Netlink::open().unwrap();
         let tap = netlink.link_by_name("tap0").await.unwrap().unwrap();
-        let error = netlink.set_vip_routes(&[ip("192.0.2.1")], tap.index).await.unwrap_err();
+        let error = netlink.set_vip_routes(&[ip("192.0.2.1").into()], tap.index).await.unwrap_err();
         assert!(error.to_string().contains("which Adit did not make"), "{error}");
         assert!(run("ip route show 192.0.2.1").contains("dev lo"));
-        assert_eq!(netlink.foreign_host_routes().await.unwrap(), [ip("192.0.2.1")]);
+        assert_eq!(netlink.foreign_routes().await.unwrap(), [ip("192.0.2.1").into()]);
         assert_eq!(netlink.link_by_name("nothing").await.unwrap(), None);
     });
 }
@@ -149,7 +152,7 @@ fn a_second_director_leaves_the_first_ones_routes_alone() {
             run(&format!("ip link set {name} up"));
             taps.push(netlink.link_by_name(name).await.unwrap().unwrap().index);
         }
-        let vips = [ip("192.0.2.1"), ip("2001:db8:1::1")];
+        let vips = [ip("192.0.2.1"), ip("2001:db8:1::1")].map(VipPrefix::host);
         netlink.set_vip_routes(&vips, taps[0]).await.unwrap();
         let mut before = netlink.vip_routes().await.unwrap();
         before.sort_unstable();

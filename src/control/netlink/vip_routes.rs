@@ -1,6 +1,6 @@
 //! The routes that bring a VIP's packets to the TAP, and those behind them.
 //!
-//! Each VIP has two: a host route to the TAP, and a blackhole route with the worst metric. The
+//! Each VIP, or prefix of them, has two: a route to the TAP, and a blackhole route with the worst metric. The
 //! first vanishes with the TAP, at whatever moment the director dies; then the second keeps the
 //! host from sending the VIP's packets back to the router they came from, which would return
 //! them, in circles.
@@ -9,15 +9,15 @@
 //! them over, or removes those of VIPs that are no longer configured. Routes of others are never
 //! touched: ours carry a protocol number of their own.
 
-use super::routes::{family, full_length, ip, route_address};
+use super::routes::{family, ip, route_address};
 use super::{Netlink, NetlinkError};
+use crate::dataplane::vip_prefix::VipPrefix;
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use std::fmt;
-use std::net::IpAddr;
 
 /// `rtm_protocol` of Adit's routes: above 128 the numbers are free for anybody
 /// (`linux/rtnetlink.h`), and this one is in nobody's `rt_protos`.
@@ -32,8 +32,8 @@ const BLACKHOLE_METRIC: u32 = u32::MAX;
 /// A route of ours, as found in the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VipRoute {
-    /// The VIP it is for.
-    pub vip: IpAddr,
+    /// The VIP or prefix it is for.
+    pub vip: VipPrefix,
     /// The TAP it leads to; `None` for the blackhole behind.
     pub tap: Option<u32>,
 }
@@ -51,15 +51,15 @@ impl VipRoute {
     /// Both routes of a VIP, in the order in which they are made: first the one that is safe
     /// alone.
     #[must_use]
-    pub fn pair(vip: IpAddr, tap: u32) -> [VipRoute; 2] {
+    pub fn pair(vip: VipPrefix, tap: u32) -> [VipRoute; 2] {
         [VipRoute { vip, tap: None }, VipRoute { vip, tap: Some(tap) }]
     }
 
     fn message(self) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
-            address_family: family(self.vip),
-            destination_prefix_length: full_length(self.vip),
+            address_family: family(self.vip.address()),
+            destination_prefix_length: self.vip.length(),
             table: RouteHeader::RT_TABLE_MAIN,
             protocol: RouteProtocol::Other(ROUTE_PROTOCOL),
             scope: if self.tap.is_some() && self.vip.is_ipv4() {
@@ -71,7 +71,7 @@ impl VipRoute {
             ..RouteHeader::default()
         };
         let metric = if self.tap.is_some() { TAP_METRIC } else { BLACKHOLE_METRIC };
-        message.attributes.push(RouteAttribute::Destination(route_address(self.vip)));
+        message.attributes.push(RouteAttribute::Destination(route_address(self.vip.address())));
         message.attributes.push(RouteAttribute::Priority(metric));
         if let Some(tap) = self.tap {
             message.attributes.push(RouteAttribute::Oif(tap));
@@ -87,7 +87,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses a route, or one of somebody else is in its place: the first of those,
     /// after everything else was done.
-    pub async fn set_vip_routes(&self, vips: &[IpAddr], tap: u32) -> Result<(), NetlinkError> {
+    pub async fn set_vip_routes(&self, vips: &[VipPrefix], tap: u32) -> Result<(), NetlinkError> {
         let present = self.vip_routes().await?;
         let wanted: Vec<VipRoute> = vips.iter().flat_map(|vip| VipRoute::pair(*vip, tap)).collect();
         let mut done = Ok(());
@@ -106,7 +106,7 @@ impl Netlink {
     /// When the kernel does not answer.
     pub async fn missing_vip_routes(
         &self,
-        vips: &[IpAddr],
+        vips: &[VipPrefix],
         tap: u32,
     ) -> Result<Vec<VipRoute>, NetlinkError> {
         let present = self.vip_routes().await?;
@@ -119,7 +119,11 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses; routes that are gone already are no error.
-    pub async fn remove_vip_routes(&self, vips: &[IpAddr], tap: u32) -> Result<(), NetlinkError> {
+    pub async fn remove_vip_routes(
+        &self,
+        vips: &[VipPrefix],
+        tap: u32,
+    ) -> Result<(), NetlinkError> {
         let mut ours = stale(&self.vip_routes().await?, &[], tap);
         ours.retain(|route| vips.contains(&route.vip));
         ours.sort_by_key(|route| route.tap.is_none());
@@ -137,16 +141,16 @@ impl Netlink {
         self.main_table(Some(RouteProtocol::Other(ROUTE_PROTOCOL)), ours).await
     }
 
-    /// Addresses for which somebody else has put a host route into the main table.
+    /// Addresses and prefixes for which somebody else has put a route into the main table.
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub async fn foreign_host_routes(&self) -> Result<Vec<IpAddr>, NetlinkError> {
+    pub async fn foreign_routes(&self) -> Result<Vec<VipPrefix>, NetlinkError> {
         let foreign = |message: &RouteMessage| {
             let protocol = message.header.protocol;
             // The kernel's own are those of addresses, which are looked at elsewhere.
             let not_theirs = [RouteProtocol::Other(ROUTE_PROTOCOL), RouteProtocol::Kernel];
-            host_route(message).filter(|_| !not_theirs.contains(&protocol))
+            destination(message).filter(|_| !not_theirs.contains(&protocol))
         };
         self.main_table(None, foreign).await
     }
@@ -254,16 +258,15 @@ fn ours(message: &RouteMessage) -> Option<VipRoute> {
     });
     // IPv6 shows blackhole routes with the loopback device.
     let tap = if message.header.kind == RouteType::BlackHole { None } else { oif };
-    Some(VipRoute { vip: host_route(message)?, tap })
+    Some(VipRoute { vip: destination(message)?, tap })
 }
 
-/// The address of a route to one host.
-fn host_route(message: &RouteMessage) -> Option<IpAddr> {
+/// What a route leads to; `None` for a default route, which names no destination.
+fn destination(message: &RouteMessage) -> Option<VipPrefix> {
     let destination = message.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::Destination(address) = attribute { ip(address) } else { None }
     })?;
-    let whole = full_length(destination) == message.header.destination_prefix_length;
-    whole.then_some(destination)
+    Some(VipPrefix::holding(destination, message.header.destination_prefix_length))
 }
 
 #[cfg(test)]
@@ -272,7 +275,7 @@ mod tests {
 
     #[test]
     fn only_what_is_ours_and_unwanted_is_stale() {
-        let vip = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let vip = |last: u8| VipPrefix::host(std::net::IpAddr::from([192, 0, 2, last]));
         let wanted = VipRoute::pair(vip(1), 7);
         let leftover = VipRoute { vip: vip(2), tap: None };
         let old = VipRoute { vip: vip(3), tap: Some(7) };

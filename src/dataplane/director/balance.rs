@@ -17,7 +17,7 @@ use super::{
         snapshot::Snapshot,
         verdict::{DropReason, Event, Outlet, Verdict},
     },
-    Context, Director, LinkHeader, Received,
+    Context, Director, LinkHeader, Parts, Received, Time,
 };
 
 /// A packet of a flow, as far as choosing its real server is concerned.
@@ -43,6 +43,11 @@ impl Incoming {
         let protocol = datagram.protocol;
         let key = FlowKey { client: datagram.source, client_port, vip, vip_port, protocol };
         Ok(Self { key, segment })
+    }
+
+    /// Whether it begins a flow, where it belongs to none.
+    fn begins(&self) -> bool {
+        self.segment.is_none_or(|segment| segment.opens())
     }
 
     /// What the flow table is told of it.
@@ -201,6 +206,11 @@ impl<S: AsRef<[Slot]>> Director<S> {
             vip_port: key.vip_port,
             protocol: key.protocol,
         };
+        if incoming.begins()
+            && let Some(admission) = &service.admission
+        {
+            admission.admit(context.now, tuple.client).map_err(Refusal::Drop)?;
+        }
         match self.choose(context, service, incoming, &tuple) {
             Choice::To { destination, by } => {
                 let reset = incoming.segment.is_some_and(|s| s.flags & tcp_flag::RST != 0);
@@ -217,11 +227,12 @@ impl<S: AsRef<[Slot]>> Director<S> {
     }
 
     /// Who has a flow: the table says, or, where flows go untracked (it has no room, or the service
-    /// wants none in it), the hash.
+    /// wants none in it), the hash. `vip` is the address of the key's VIP.
     pub(super) fn owner<O: Outlet>(
         &self,
         context: &Context<'_, O>,
         key: &FlowKey,
+        vip: &packet::Address,
     ) -> Option<DestinationId> {
         let flows = &self.parts.flows;
         if let Some(flow) = flows.lookup(context.now, key) {
@@ -236,7 +247,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let tuple = FlowTuple {
             client: packet::ip_addr(&key.client),
             client_port: key.client_port,
-            vip: service.address,
+            vip: packet::ip_addr(vip),
             vip_port: key.vip_port,
             protocol: key.protocol,
         };
@@ -258,7 +269,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         incoming: &Incoming,
         tuple: &FlowTuple,
     ) -> Choice {
-        let begins = incoming.segment.is_none_or(|segment| segment.opens());
+        let begins = incoming.begins();
         if incoming.segment.is_some_and(|s| s.flags & tcp_flag::SYN != 0 && !s.opens()) {
             // SYN with ACK, FIN or RST: no client of a VIP sends that.
             return Choice::Nobody(DropReason::NoFlow);
@@ -316,6 +327,14 @@ impl<S: AsRef<[Slot]>> Director<S> {
             }
             return Ok(destination);
         }
+        if !self.half_open_has_room(context.now, service, incoming) {
+            // As with a full table: its next segment finds the same real server by the hash.
+            if service.scheduler.is_hash() {
+                self.parts.counters.worker.untracked_half_open.add(1);
+                return Ok(destination);
+            }
+            return Err(Refusal::Drop(DropReason::HalfOpenLimited));
+        }
         let rederived = by == PlacedBy::Guess;
         let flow = NewFlow { key: incoming.key, real, destination, rederived };
         let observation = incoming.observation();
@@ -339,6 +358,23 @@ impl<S: AsRef<[Slot]>> Director<S> {
             }
             Err(_) => Err(Refusal::Drop(DropReason::TableFull)),
         }
+    }
+
+    /// Whether one more half-open flow fits its service's limit, if need be in the place of the oldest.
+    fn half_open_has_room(&mut self, now: Time, service: &Service, incoming: &Incoming) -> bool {
+        let limit = service.admission.as_ref().and_then(|admission| admission.policy().half_open);
+        let Some(limit) = limit.filter(|_| incoming.segment.is_some_and(|s| s.opens())) else {
+            return true;
+        };
+        let Parts { flows, counters, .. } = &mut self.parts;
+        if flows.half_open_to(&service.destinations) < limit {
+            return true;
+        }
+        let ended = flows.give_way(now, &service.destinations);
+        if let Some(ended) = &ended {
+            count_ended(counters, ended);
+        }
+        ended.is_some()
     }
 
     fn count_placed(&self, by: PlacedBy) {
@@ -423,6 +459,7 @@ pub(super) fn count_ended(counters: &Counters, ended: &Ended) {
     match (ended.reason, class) {
         (EndReason::Evicted, Class::HalfOpen) => counters.worker.evicted_half_open.add(1),
         (EndReason::Evicted, _) => counters.worker.evicted_unproven.add(1),
+        (EndReason::GaveWay, _) => counters.worker.gave_way.add(1),
         (EndReason::Expired | EndReason::Replaced | EndReason::Removed, _) => {}
     }
 }
