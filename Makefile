@@ -6,7 +6,7 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 600
 CI_FUZZ_SECONDS ?= 30
-FUZZ_TARGETS := parse tunnel_roundtrip director config_text
+FUZZ_TARGETS := parse tunnel_roundtrip director icmp_quotes config_text import
 # The targets are safe Rust, so they run without a sanitizer: on stable, and several times as fast.
 # (The public CI has a longer job with CARGO="cargo +nightly" FUZZ_SANITIZER=address.)
 FUZZ_SANITIZER ?= none
@@ -23,7 +23,11 @@ $(FUZZ) $(1) $(FUZZ_FOUND)/$(1) fuzz/corpus/$(1) -- -max_total_time=$(2) -timeou
 
 endef
 
-.PHONY: help deps deps-bench deps-fuzz deps-deny deps-promtool build demo test unit lint rules deny bench fuzz fuzz-ci install install-built
+SOAK_SECONDS ?= 600
+# Such as --seed 7 or --json.
+SOAK_OPTIONS ?=
+
+.PHONY: help deps deps-bench deps-fuzz deps-deny deps-promtool build demo soak test unit lint rules deny bench fuzz fuzz-ci install install-built
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -37,6 +41,10 @@ build: ## Build the release binaries
 demo: deps build ## Show the main job on this machine: real packets, real PostgreSQL, then clean up
 	@target/release/adit-lab prepare
 	@target/release/adit-demo
+
+soak: deps build ## Load a director with everything at once for SOAK_SECONDS (default 600), and see that nothing breaks or grows
+	@target/release/adit-lab prepare
+	@target/release/adit-soak --seconds $(SOAK_SECONDS) $(SOAK_OPTIONS)
 
 test: deps lint unit rules demo fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, the demo, short fuzzing
 
@@ -73,6 +81,7 @@ bench: deps-bench build ## Measure: in process, and whole paths beside plain loo
 	$(CARGO) bench --locked --bench conntrack
 	$(CARGO) bench --locked --bench dataplane
 	$(CARGO) bench --locked --bench path
+	$(CARGO) bench --locked --bench latency
 
 deps-fuzz:
 	@tests/lab/install.sh build
@@ -86,7 +95,7 @@ fuzz: deps-fuzz ## Fuzz every target for FUZZ_SECONDS (default 600) each
 fuzz-ci: deps-fuzz
 	$(foreach target,$(FUZZ_TARGETS),$(call fuzz_target,$(target),$(CI_FUZZ_SECONDS),-seed=1))
 
-install: build ## Install binaries, man pages, completions and the systemd unit, dashboard and rules below PREFIX (default /usr/local)
+install: build ## Install binaries, man pages, completions and the systemd unit, dashboard, rules and examples below PREFIX (default /usr/local)
 	@$(MAKE) --no-print-directory install-built
 
 # Without building, so that packages and a test of the installation can bring their own BINARIES.
@@ -106,6 +115,8 @@ install-built:
 		$(SHARE)/fish/vendor_completions.d
 	$(foreach program,adit adit-realserver,$(call install_program,$(program)))
 	install -D -m 644 packaging/adit.example.toml $(DESTDIR)/etc/adit/adit.example.toml
+	install -D -m 644 packaging/adit.bird.conf $(SHARE)/adit/adit.bird.conf
+	install -D -m 644 packaging/adit.frr.conf $(SHARE)/adit/adit.frr.conf
 	install -D -m 644 packaging/adit.grafana.json $(SHARE)/adit/adit.grafana.json
 	install -D -m 644 packaging/adit.rules.yml $(SHARE)/adit/adit.rules.yml
 	install -D -m 644 packaging/adit.rules.test.yml $(SHARE)/adit/adit.rules.test.yml

@@ -5,6 +5,7 @@
 
 pub mod capture;
 pub mod link;
+pub mod peers;
 
 use std::{ops::Range, sync::Arc, thread};
 
@@ -14,7 +15,9 @@ use crate::{
         director::Director,
         snapshot::Snapshot,
         time::Time,
-        verdict::{Account, EgressId, Event, Outlet, ReplyTo, SendResult, Source, Verdict},
+        verdict::{
+            Account, EgressId, Event, HandOver, Outlet, ReplyTo, SendResult, Source, Verdict,
+        },
     },
     io::{
         self, AuxSlot, AuxSlots, Disposition, EgressControl, Engine, EngineError, Errno, Handler,
@@ -24,6 +27,7 @@ use crate::{
 
 use capture::{CaptureTap, Direction};
 use link::WorkerEnd;
+use peers::{Parcel, Peers};
 
 /// Everything a worker's thread is given.
 pub struct Worker<S> {
@@ -33,6 +37,7 @@ pub struct Worker<S> {
     client_egress: Option<EgressId>,
     link: WorkerEnd,
     capture: CaptureTap,
+    peers: Peers,
     now: Time,
 }
 
@@ -44,8 +49,39 @@ impl<S: AsRef<[Slot]>> Worker<S> {
         client_egress: Option<EgressId>,
         link: WorkerEnd,
         capture: CaptureTap,
+        peers: Peers,
     ) -> Self {
-        Self { director, snapshot, client_egress, link, capture, now: Time::ZERO }
+        Self { director, snapshot, client_egress, link, capture, peers, now: Time::ZERO }
+    }
+
+    /// Takes a frame that another worker had received to its verdict. Its buffer is lent, so what is
+    /// sent of it goes out from an auxiliary slot.
+    fn take_over(&mut self, mut parcel: Parcel, aux: &mut AuxSlots) {
+        let Parcel { handed, length, buffer } = &mut parcel;
+        let frame = io::HEADROOM..io::HEADROOM + *length;
+        let Self { director, snapshot, link, capture, peers, now, .. } = self;
+        let mut outlet = Shell { aux, link, capture, peers };
+        let verdict = director.take_over(*now, snapshot, *handed, buffer, frame, &mut outlet);
+        if let Verdict::Forward { range, egress } = &verdict {
+            self.capture.record_outer(*egress, self.now, &buffer[range.clone()]);
+        }
+        if let Disposition::Send { egress, range, token } = self.dispose(verdict) {
+            let bytes = &buffer[range];
+            match aux.take() {
+                Some(slot) if bytes.len() <= aux.bytes_mut(&slot).len() => {
+                    let end = bytes.len();
+                    aux.bytes_mut(&slot)[..end].copy_from_slice(bytes);
+                    aux.send(slot, egress, 0..end, token);
+                }
+                unfit => {
+                    if let Some(slot) = unfit {
+                        aux.release(slot);
+                    }
+                    self.director.sent(account(token), SendResult::QueueFull);
+                }
+            }
+        }
+        self.peers.give_back(parcel.buffer);
     }
 
     /// Takes over what control has published.
@@ -79,9 +115,11 @@ impl<S: AsRef<[Slot]>> Worker<S> {
                 };
                 Disposition::Send { egress, range, token: token(Account::Reply) }
             }
-            Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => {
-                Disposition::Release
-            }
+            Verdict::Fragmented
+            | Verdict::Pass
+            | Verdict::HandedOver
+            | Verdict::Hold
+            | Verdict::Drop(_) => Disposition::Release,
         }
     }
 }
@@ -114,7 +152,8 @@ impl<S: AsRef<[Slot]>> Handler for Worker<S> {
             io::Source::Neighbour { .. } => Source::Neighbour,
             io::Source::OuterError => Source::OuterError,
         };
-        let mut outlet = Shell { aux, link: &mut self.link, capture: &mut self.capture };
+        let mut outlet =
+            Shell { aux, link: &mut self.link, capture: &mut self.capture, peers: &mut self.peers };
         if source == Source::Tap {
             outlet.capture.record(Direction::Inner, self.now, &slot[frame.clone()]);
         }
@@ -124,6 +163,20 @@ impl<S: AsRef<[Slot]>> Handler for Worker<S> {
             self.capture.record_outer(*egress, self.now, &slot[range.clone()]);
         }
         self.dispose(verdict)
+    }
+
+    fn inbox(&mut self, aux: &mut AuxSlots) -> bool {
+        self.peers.ring();
+        for _ in 0..self.peers.open() {
+            if aux.free_count() == 0 {
+                break;
+            }
+            let Some(parcel) = self.peers.next() else { break };
+            self.take_over(parcel, aux);
+        }
+        // What was taken may have led to more.
+        self.peers.ring();
+        self.peers.has_more()
     }
 
     fn sent(&mut self, token: u32, result: Result<(), Errno>) {
@@ -154,6 +207,7 @@ struct Shell<'a> {
     aux: &'a mut AuxSlots,
     link: &'a mut WorkerEnd,
     capture: &'a mut CaptureTap,
+    peers: &'a mut Peers,
 }
 
 impl Outlet for Shell<'_> {
@@ -180,6 +234,10 @@ impl Outlet for Shell<'_> {
     fn event(&mut self, event: Event) -> bool {
         self.link.event(event)
     }
+
+    fn hand_over(&mut self, hand_over: HandOver, frame: &[u8]) -> bool {
+        self.peers.hand_over(hand_over, frame)
+    }
 }
 
 const fn token(account: Account) -> u32 {
@@ -200,16 +258,18 @@ const fn account(token: u32) -> Account {
 
 /// Runs a worker on a thread of its own until it is told to stop, or its device is gone.
 /// `on_end` is called on that thread when it ends, however it ends, so that no worker dies unseen.
+/// `name` is at most 15 bytes, as the kernel shows it.
 ///
 /// # Errors
 /// The thread could not be started.
 pub fn spawn<S: AsRef<[Slot]> + Send + 'static>(
+    name: String,
     mut worker: Worker<S>,
     mut engine: Engine,
     core: Option<usize>,
     on_end: impl FnOnce(Result<IoCounters, EngineError>) + Send + 'static,
 ) -> std::io::Result<thread::JoinHandle<()>> {
-    thread::Builder::new().name("adit-worker".into()).spawn(move || {
+    thread::Builder::new().name(name).spawn(move || {
         if let Some(core) = core
             && let Err(errno) = io::pin_current_thread(core)
         {

@@ -45,8 +45,18 @@ fn config_text() {
 }
 
 #[test]
+fn import() {
+    replay("import", adit_fuzz::import);
+}
+
+#[test]
 fn director() {
     replay("director", adit_fuzz::director);
+}
+
+#[test]
+fn icmp_quotes() {
+    replay("icmp_quotes", adit_fuzz::icmp_quotes);
 }
 
 /// The seeds that were written by hand, once more under each scheduler: with and without flags and
@@ -95,6 +105,34 @@ fn the_sequences_reach_every_verdict_and_every_drop_reason() {
         DropReason::ALL.iter().filter(|reason| !all.dropped.contains(reason)).collect();
     assert!(missing.is_empty(), "no sequence drops {missing:?}");
     let verdicts = ["drop", "forward", "fragmented", "hold", "pass", "reply"];
+    assert!(all.verdicts.iter().eq(&verdicts), "{:?}", all.verdicts);
+}
+
+/// Errors are believed and forwarded, and refused for every reason there is.
+#[test]
+fn the_quotes_reach_every_answer_to_an_error() {
+    let mut all = adit_fuzz::Reached::default();
+    for file in corpus("icmp_quotes") {
+        let data = fs::read(&file).unwrap_or_else(|error| panic!("{file:?}: {error}"));
+        let reached = adit_fuzz::icmp_quotes_reach(&data);
+        all.verdicts.extend(reached.verdicts);
+        all.dropped.extend(reached.dropped);
+    }
+    let reasons = [
+        DropReason::Truncated,
+        DropReason::Malformed,
+        DropReason::BadChecksum,
+        DropReason::IcmpUnsupported,
+        DropReason::IcmpNoFlow,
+        DropReason::ForgedError,
+        DropReason::ErrorIgnored,
+        DropReason::PacketTooBig,
+        DropReason::HopLimitExceeded,
+    ];
+    let missing: Vec<_> = reasons.iter().filter(|reason| !all.dropped.contains(reason)).collect();
+    assert!(missing.is_empty(), "no error is dropped as {missing:?}");
+    // A reply is to an echo request; the target itself sees to it that none is to an error.
+    let verdicts = ["drop", "forward", "fragmented", "pass", "reply"];
     assert!(all.verdicts.iter().eq(&verdicts), "{:?}", all.verdicts);
 }
 

@@ -14,11 +14,16 @@ use std::{
 
 use adit::dataplane::{
     counters::DestinationCounters,
+    ids::{DestinationId, VipId},
+    packet,
+    probe::Probes,
     scheduler::{SchedulerFlag, SchedulerKind},
     service::{Ports, Protocol},
+    snapshot::RealServer,
     verdict::{DropReason, SendResult, Source, Verdict},
 };
-use world::{ServiceSpec, World, frames, frames::Tcp, snapshot};
+use adit_tunnel::{Encapsulation, OuterTemplate};
+use world::{ServiceSpec, World, frames, frames::Tcp, snapshot, team::Workers};
 
 thread_local! {
     /// Allocations of this thread, counted only while it asks for it.
@@ -62,6 +67,8 @@ fn allocations(work: impl FnOnce()) -> u64 {
 }
 
 const VIP: &str = "198.51.100.10:5432";
+/// Where a check of the first real server comes from.
+const CHECK: &str = "10.0.0.5:64000";
 const VIP_V6: &str = "[2001:db8:1::10]:5432";
 
 /// Frames of every kind: hits, misses, fragments both ways, ICMP, neighbours, too big, junk; and
@@ -143,6 +150,7 @@ fn clients_frames() -> Vec<(Source, Vec<u8>)> {
             }
             6 => {
                 let six = format!("[2001:db8:9::{client:x}]:{port}");
+                frames.push(Tcp { hop_limit: 255, ..Tcp::syn(CHECK, VIP) }.frame());
                 frames.push(Tcp::syn(&six, VIP_V6).frame());
                 frames.push(Tcp::data(&six, VIP_V6, 0, &[0; 1440]).frame());
             }
@@ -156,9 +164,9 @@ fn clients_frames() -> Vec<(Source, Vec<u8>)> {
     frames.into_iter().map(|frame| (Source::Tap, frame)).collect()
 }
 
-fn world() -> World {
+fn services() -> Vec<ServiceSpec> {
     let v6 = |address: &str| adit::dataplane::scheduler::Member::up(address.parse().unwrap(), 1);
-    let services = vec![
+    vec![
         ServiceSpec::orders(SchedulerKind::Maglev).persistent(600),
         ServiceSpec {
             protocol: Protocol::Udp,
@@ -175,10 +183,27 @@ fn world() -> World {
             members: vec![v6("2001:db8:20::11"), v6("2001:db8:30::21")],
             ..ServiceSpec::orders(SchedulerKind::Maglev)
         },
-    ];
+    ]
+}
+
+fn world() -> World {
     // Smaller than the number of flows, so that eviction has its turn as well.
-    let mut world = World::new(snapshot(services), 1500);
+    let mut snapshot = snapshot(services());
+    // The second real server of each family by GUE with checksum, from several sources.
+    let kind = Encapsulation::Gue { port: 6080, checksum: true };
+    let reals = (0..).zip(snapshot.reals.iter()).map(|(place, (_, real))| {
+        let first = real.outers.iter().next().unwrap();
+        let (source, to) = (first.source(), first.destination());
+        let outer = |_| OuterTemplate::with(kind, source, to, 64).unwrap();
+        let outers = if place % 2 == 0 { real.outers.clone() } else { (0..3).map(outer).collect() };
+        Some(RealServer { outers, ..real.clone() })
+    });
+    snapshot.reals = reals.collect::<Vec<_>>().into();
+    let mut world = World::new(snapshot, 1500);
     world.shell.keep = false;
+    let source = packet::address([10, 0, 0, 5].into());
+    let blocks = [((VipId(0), 5432), vec![Some(DestinationId(0))])];
+    world.snapshot.probes = Probes::new((64_000, 4), vec![source], blocks);
     world
 }
 
@@ -201,6 +226,7 @@ fn a_million_mixed_frames_allocate_nothing() {
                 Verdict::Reply { .. } => 2,
                 Verdict::Pass => 3,
                 Verdict::Hold => 4,
+                Verdict::HandedOver => unreachable!("there is one worker"),
                 Verdict::Drop(_) => 5,
             }] += 1;
         }
@@ -215,11 +241,34 @@ fn a_million_mixed_frames_allocate_nothing() {
         ("a forged error", world.counters.dropped(DropReason::ForgedError).get()),
         ("a neighbour's question", worker.neighbour_answers.get()),
         ("an impostor", worker.address_conflicts.get()),
+        ("a health check", worker.probe_packets.get()),
     ] {
         assert!(count > 0, "{what} has its turn");
     }
     assert!(world.counters.ledger_balances());
     assert_eq!(world.counters.worker.received.get(), total as u64);
+}
+
+/// Frames come to any of four workers, so that most are handed over.
+#[test]
+fn workers_that_hand_over_allocate_nothing() {
+    let frames = mixed_frames();
+    let mut world = Workers::new(4, snapshot(services()), 1500);
+    world.forget();
+    let total = 200_000;
+    let allocated = allocations(|| {
+        for (number, (source, frame)) in frames.iter().cycle().take(total).enumerate() {
+            if number % 100 == 0 {
+                world.advance(Duration::from_millis(7));
+            }
+            world.pass(number * 7 % 4, *source, frame);
+        }
+    });
+    assert_eq!(allocated, 0);
+    let totals = world.counters.totals();
+    assert!(totals.taken_over > total as u64 / 3, "{totals:?}");
+    assert_eq!(totals.taken_over, totals.handed_over);
+    assert!(world.counters.ledger_balances());
 }
 
 /// Every scheduler with all its flags, over TCP and, a datagram at a time, over UDP.

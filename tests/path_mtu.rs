@@ -66,7 +66,11 @@ fn told(world: &mut World, payload: usize) -> Option<u32> {
             assert_eq!(icmp[..2], [3, 4]);
             Some(u32::from_be_bytes(icmp[4..8].try_into().unwrap()))
         }
-        Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => {
+        Verdict::Fragmented
+        | Verdict::Pass
+        | Verdict::HandedOver
+        | Verdict::Hold
+        | Verdict::Drop(_) => {
             panic!("{:?}", outcome.verdict)
         }
     }

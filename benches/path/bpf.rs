@@ -32,6 +32,8 @@ const MOVE: u8 = 0xbf;
 const MOVE_VALUE: u8 = 0xb7;
 const ADD_VALUE: u8 = 0x07;
 const AND_VALUE: u8 = 0x57;
+const XOR_VALUE: u8 = 0xa7;
+const SHIFT_RIGHT_VALUE: u8 = 0x77;
 const TO_BIG_ENDIAN: u8 = 0xdc;
 const JUMP_ABOVE: u8 = 0x2d; // if to > from
 const JUMP_NOT_EQUAL_VALUE: u8 = 0x55;
@@ -49,27 +51,56 @@ fn load_long(to: u8, value: u64) -> [Instruction; 2] {
     [op(LOAD_LONG, to, 0, 0, low), op(0, 0, 0, 0, high)]
 }
 
-/// An XDP program that writes `frame` into the buffer it is run on, with a random UDP source port out
-/// of `flows` (a power of two), and passes it to the stack. Everything is written anew each time: the
-/// kernel recycles pages as the stack has left them.
-fn generator(frame: &[u8; 64], flows: u16) -> Vec<Instruction> {
+/// Which flows the generator's packets belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flows {
+    /// One of so many source ports at random, a power of two.
+    Few(u16),
+    /// A source port and the lower half of the source address at random: one of two billion, so
+    /// that hardly any packet is of a flow that was there before.
+    EverNew,
+}
+
+/// An XDP program that writes `frame` into the buffer it is run on, with a random source as `flows`
+/// says, and passes it to the stack. Everything is written anew each time: the kernel recycles pages
+/// as the stack has left them.
+fn generator(frame: &[u8; 64], flows: Flows) -> Vec<Instruction> {
+    // Identification and address change by opposite amounts, so that the header's checksum holds.
+    let address = match flows {
+        Flows::Few(_) => vec![],
+        Flows::EverNew => vec![
+            op(SHIFT_RIGHT_VALUE, 8, 0, 0, 16),
+            op(STORE_HALF, 6, 8, 28, 0), // lower half of the source address
+            op(XOR_VALUE, 8, 0, 0, 0xffff),
+            op(STORE_HALF, 6, 8, 18, 0), // identification
+        ],
+    };
+    // Three instructions for each of eight words, and the three up to the first end.
+    let over = 8 * 3 + 3 + i16::try_from(address.len()).expect("a few");
     let mut program = vec![
         op(LOAD_WORD, 6, 1, 0, 0), // r6 = data
         op(LOAD_WORD, 7, 1, 4, 0), // r7 = data_end
         op(CALL, 0, 0, 0, HELPER_RANDOM),
-        op(AND_VALUE, 0, 0, 0, i32::from(flows - 1)),
+        op(MOVE, 8, 0, 0, 0), // for the address
+    ];
+    match flows {
+        Flows::Few(flows) => program.push(op(AND_VALUE, 0, 0, 0, i32::from(flows - 1))),
+        Flows::EverNew => program.push(op(AND_VALUE, 0, 0, 0, 0x7fff)),
+    }
+    program.extend([
         op(ADD_VALUE, 0, 0, 0, 1024),
         op(TO_BIG_ENDIAN, 0, 0, 0, 16),
         op(MOVE, 2, 6, 0, 0),
         op(ADD_VALUE, 2, 0, 0, 64),
-        op(JUMP_ABOVE, 2, 7, 8 * 3 + 3, 0), // too short: to the last two
-    ];
+        op(JUMP_ABOVE, 2, 7, over, 0), // too short: to the last two
+    ]);
     for (place, bytes) in (0i16..).step_by(8).zip(frame.as_chunks::<8>().0) {
         program.extend(load_long(3, u64::from_le_bytes(*bytes)));
         program.push(op(STORE_DOUBLE, 6, 3, place, 0));
     }
+    program.extend(address);
     program.extend([
-        op(STORE_HALF, 6, 0, 34, 0),       // UDP source port
+        op(STORE_HALF, 6, 0, 34, 0),       // source port
         op(MOVE_VALUE, 0, 0, 0, XDP_PASS), // to the stack
         op(EXIT, 0, 0, 0, 0),
         op(MOVE_VALUE, 0, 0, 0, XDP_DROP),
@@ -218,13 +249,15 @@ struct TestRun {
 const LIVE_FRAMES: u32 = 1 << 1;
 
 impl Generator {
-    /// `interface` needs NAPI (a veth with `gro on`); `flows` is a power of two.
+    /// `interface` needs NAPI (a veth with `gro on`).
     ///
     /// The program is attached to `idle` too, an interface that receives nothing: a program that is
     /// not attached anywhere is entered into the kernel's dispatcher, and taken out of it, in each
     /// run, which waits for RCU twice.
-    pub fn new(interface: u32, idle: u32, frame: [u8; 64], flows: u16) -> Result<Self> {
-        ensure!(flows.is_power_of_two(), "flows must be a power of two");
+    pub fn new(interface: u32, idle: u32, frame: [u8; 64], flows: Flows) -> Result<Self> {
+        if let Flows::Few(flows) = flows {
+            ensure!(flows.is_power_of_two(), "flows must be a power of two");
+        }
         let program = load(PROGRAM_XDP, 0, &generator(&frame, flows))?;
         let link = attach(&program, idle, ATTACH_XDP)?;
         Ok(Self { program, interface, frame, _link: link })

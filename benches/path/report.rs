@@ -33,7 +33,7 @@ struct Ratio {
     ratio: f64,
     /// By CPU time of the process for a packet: what other load on the machine disturbs less.
     process_time_ratio: f64,
-    expected: f64,
+    expected: Option<f64>,
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
@@ -89,23 +89,32 @@ impl Report {
             (line.name.starts_with("engine") || line.name.starts_with("adit"))
                 && line.name.ends_with("packet")
         });
-        own.flat_map(|line| {
+        let promised = own.flat_map(|line| {
             peers.iter().filter_map(|&(prefix, expected)| {
                 let peer = best(prefix)?;
-                let rounds = self.figures[&line.name].iter().zip(&self.figures[&peer.name]);
-                let speed =
-                    rounds.clone().map(|(a, b)| a.packets_per_second / b.packets_per_second);
-                let cost = rounds.map(|(a, b)| b.process_ns_per_packet / a.process_ns_per_packet);
-                Some(Ratio {
-                    of: line.name.clone(),
-                    to: peer.name.clone(),
-                    ratio: middle(&sorted(speed)),
-                    process_time_ratio: middle(&sorted(cost)),
-                    expected,
-                })
+                Some(self.ratio(line, peer, Some(expected)))
             })
-        })
-        .collect()
+        });
+        // Packets that each begin a connection, beside packets of known flows.
+        let new = lines.iter().filter_map(|line| {
+            let (engine, _) = line.name.split_once("-new")?;
+            let known = lines.iter().find(|known| known.name == format!("{engine}-packet"))?;
+            Some(self.ratio(line, known, None))
+        });
+        promised.chain(new).collect()
+    }
+
+    fn ratio(&self, line: &Line, peer: &Line, expected: Option<f64>) -> Ratio {
+        let rounds = self.figures[&line.name].iter().zip(&self.figures[&peer.name]);
+        let speed = rounds.clone().map(|(a, b)| a.packets_per_second / b.packets_per_second);
+        let cost = rounds.map(|(a, b)| b.process_ns_per_packet / a.process_ns_per_packet);
+        Ratio {
+            of: line.name.clone(),
+            to: peer.name.clone(),
+            ratio: middle(&sorted(speed)),
+            process_time_ratio: middle(&sorted(cost)),
+            expected,
+        }
     }
 
     pub fn print(&self, json: bool) -> Result<()> {
@@ -117,7 +126,7 @@ impl Report {
             return Ok(());
         }
         println!(
-            "64-byte UDP packets, Mpps      median  lowest highest  process ns/packet    lost"
+            "64-byte packets, Mpps          median  lowest highest  process ns/packet    lost"
         );
         for line in &lines {
             println!(
@@ -132,10 +141,12 @@ impl Report {
         }
         println!();
         for Ratio { of, to, ratio, process_time_ratio, expected } in &ratios {
-            let verdict = if ratio >= expected { "" } else { "  MISSED" };
+            let expectation = expected.map_or(String::new(), |least| format!("expected {least}; "));
+            let missed = expected.is_some_and(|least| *ratio < least);
             println!(
-                "{of} / {to} = {ratio:.2} (expected {expected}; by CPU time of the process \
-                 {process_time_ratio:.2}){verdict}"
+                "{of} / {to} = {ratio:.2} ({expectation}by CPU time of the process \
+                 {process_time_ratio:.2}){}",
+                if missed { "  MISSED" } else { "" }
             );
         }
         Ok(())

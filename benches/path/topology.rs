@@ -51,6 +51,24 @@ pub fn client_frame() -> [u8; 64] {
     frame
 }
 
+/// The same with a TCP SYN that brings 10 bytes of data, so that it is as long: the first packet of a
+/// connection. Source port, identification and the lower half of the source address are the
+/// generator's: 0xffff and 0 here, which add up to what they do there. The TCP checksum is none.
+pub fn syn_frame() -> [u8; 64] {
+    let mut frame = client_frame();
+    frame[14 + 9] = 6; // TCP
+    frame[18..20].copy_from_slice(&[0xff, 0xff]);
+    frame[24..30].copy_from_slice(&[0, 0, 10, 77, 0, 0]);
+    let checksum = internet_checksum(&frame[14..34]);
+    frame[24..26].copy_from_slice(&checksum);
+    frame[36..38].copy_from_slice(&5432u16.to_be_bytes());
+    frame[38..42].copy_from_slice(&1u32.to_be_bytes());
+    frame[46] = 5 << 4; // length of the TCP header
+    frame[47] = 0x02; // SYN
+    frame[48..50].copy_from_slice(&64_000u16.to_be_bytes());
+    frame
+}
+
 /// RFC 1071, of a header whose checksum field is zero.
 pub fn internet_checksum(bytes: &[u8]) -> [u8; 2] {
     let (words, _) = bytes.as_chunks::<2>();
@@ -98,6 +116,7 @@ impl Topology {
             name: TAP_NAME.into(),
             mtu: 1500,
             queue_length: TapConfig::DEFAULT_QUEUE_LENGTH,
+            queues: 1,
         })?;
         let mac = tap.peer_mac().map(|byte| format!("{byte:02x}")).join(":");
         // First the neighbour: packets come as soon as there is a route.

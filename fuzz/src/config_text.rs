@@ -1,10 +1,12 @@
 //! The configuration reader: any text is either a configuration that keeps its own rules, or
 //! refused with problems that can be shown.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use adit::control::config::{
-    Config, ConfigErrors, Ports, RenderStyle, config_hash, parse, services_hash,
+    Config, ConfigErrors, Ports, RenderStyle, Service, config_hash, parse, services_hash,
 };
 
 /// Reads the bytes as a configuration file.
@@ -34,7 +36,8 @@ fn taken(config: &Config) {
         assert!(vips.contains(&service.vip));
         let addresses: Vec<_> = service.reals.iter().map(|real| real.address).collect();
         assert!(addresses.is_sorted_by(|a, b| a < b), "real servers in order, each once");
-        assert!(addresses.iter().all(|address| !vips.contains(address)), "a VIP as real server");
+        let is_vip = |address: &IpAddr| vips.iter().any(|vip| vip.contains(*address));
+        assert!(!addresses.iter().any(is_vip), "a VIP as real server");
         let port = match &service.ports {
             Ports::Exact(port) | Ports::Range(port, _) => *port,
             Ports::List(ports) => ports[0],
@@ -42,10 +45,11 @@ fn taken(config: &Config) {
         };
         assert!(service.ports.contains(port));
         let found = config
-            .service_for(service.vip, port, service.protocol)
+            .service_for(service.vip.address(), port, service.protocol)
             .expect("a service has its own ports");
-        assert!(found.ports.precedence() <= service.ports.precedence());
-        if found.ports.precedence() == service.ports.precedence() {
+        let rank = |s: &Service| (Reverse(s.vip.length()), s.ports.precedence());
+        assert!(rank(found) <= rank(service));
+        if rank(found) == rank(service) {
             assert_eq!(found.name, service.name, "two services of one kind share a port");
         }
     }

@@ -4,10 +4,12 @@
 mod checksums;
 mod config_text;
 mod director;
+mod import;
 mod parse;
 mod tunnel_roundtrip;
 
 pub use config_text::config_text;
-pub use director::{Reached, director, director_reaches};
+pub use director::{Reached, director, director_reaches, icmp_quotes, icmp_quotes_reach};
+pub use import::import;
 pub use parse::parse;
 pub use tunnel_roundtrip::tunnel_roundtrip;

@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use adit_tunnel::fragment::{fragment_into, plan};
 use adit_tunnel::{
-    EncapError, HopLimitError, OuterFields, OuterTemplate, decapsulate, decrement_hop_limit,
+    EncapError, Encapsulation, Family, GUE_PORT, HopLimitError, OuterFields, OuterTemplate,
+    PROTOCOL_GRE, decapsulate, decapsulate_with, decrement_hop_limit,
 };
 use etherparse::defrag::IpDefragPool;
 use etherparse::{Ipv4Header, Ipv6Header, SlicedPacket};
@@ -36,28 +37,31 @@ fn received(packet: &[u8]) {
     assert_eq!(&packet[out.inner_range()], out.inner);
     assert_eq!(declared_length(out.inner), Some(out.inner.len()));
 
-    let protocol = if packet[0] >> 4 == 4 {
+    let (protocol, length) = if packet[0] >> 4 == 4 {
         let (header, _) = Ipv4Header::from_slice(packet).expect("an accepted outer header");
         assert!(checksums::ipv4_is_intact(packet));
         assert!(!header.is_fragmenting_payload());
-        assert_eq!(out.outer.length, header.header_len());
         assert_eq!(out.outer.source, IpAddr::from(header.source));
         assert_eq!(out.outer.destination, IpAddr::from(header.destination));
         assert_eq!(out.outer.identification, header.identification);
         assert_eq!(out.outer.dont_fragment, header.dont_fragment);
-        header.protocol
+        (header.protocol, header.header_len())
     } else {
         let (header, rest) = Ipv6Header::from_slice(packet).expect("an accepted outer header");
         let (protocol, inner) =
             Ipv6Header::skip_all_header_extensions_in_slice(rest, header.next_header)
                 .expect("accepted extension headers");
-        assert_eq!(out.outer.length, packet.len() - inner.len());
         assert_eq!(out.outer.source, IpAddr::from(header.source));
         assert_eq!(out.outer.destination, IpAddr::from(header.destination));
         assert_eq!(out.outer.flow_label, header.flow_label.value());
-        protocol
+        (protocol, packet.len() - inner.len())
     };
-    assert_eq!(protocol.0, protocol_of(out.inner));
+    match out.outer.length - length {
+        0 => assert_eq!(protocol.0, protocol_of(out.inner)),
+        // GRE, without and with a checksum.
+        4 | 8 => assert_eq!(protocol.0, PROTOCOL_GRE),
+        between => panic!("{between} bytes in front of the inner packet"),
+    }
 }
 
 /// One off the hop limit: the only change, and the checksum stays as right or wrong as it was.
@@ -106,12 +110,20 @@ impl Tunnel {
                 _ => IpAddr::from(Ipv6Addr::from(all)),
             }
         };
-        let template =
-            OuterTemplate::new(address(source), address(destination), hop_limit.max(1)).ok()?;
+        let kind = match switches >> 3 & 7 {
+            1 => Encapsulation::Gre { checksum: false },
+            2 => Encapsulation::Gre { checksum: true },
+            3 => Encapsulation::Gue { port: GUE_PORT, checksum: false },
+            4 => Encapsulation::Gue { port: GUE_PORT, checksum: true },
+            _ => Encapsulation::Ipip,
+        };
+        let (source, destination) = (address(source), address(destination));
+        let template = OuterTemplate::with(kind, source, destination, hop_limit.max(1)).ok()?;
         let fields = OuterFields {
             dont_fragment: switches & 2 != 0,
             identification: u16::from_be_bytes([i0, i1]),
             flow_label: u32::from_be_bytes([0, l0, l1, l2]),
+            entropy: u16::from_be_bytes([l1, l2]),
         };
         let tunnel = Self {
             template,
@@ -148,7 +160,7 @@ impl Tunnel {
     fn check_wrapped(&self, outer: &[u8], inner: &[u8]) {
         assert_eq!(declared_length(inner), Some(inner.len()));
         assert_eq!(declared_length(outer), Some(outer.len()));
-        let out = decapsulate(outer).expect("what was wrapped is unwrapped");
+        let out = decapsulate_with(outer, Some(GUE_PORT)).expect("what was wrapped is unwrapped");
         assert_eq!(out.inner, inner);
         assert_eq!(out.outer.source, self.template.source());
         assert_eq!(out.outer.destination, self.template.destination());
@@ -159,7 +171,10 @@ impl Tunnel {
         let Some(pieces) = cut(outer, self.mtu) else { return };
         assert!(pieces.iter().all(|piece| piece.len() <= self.mtu));
         if pieces.len() > 1 {
-            assert_eq!(reassemble(&pieces), Some((protocol_of(inner), inner.to_vec())));
+            let kind = self.template.encapsulation();
+            let family = Family::of(inner).expect("it was wrapped");
+            let payload = outer[self.template.overhead() - kind.len()..].to_vec();
+            assert_eq!(reassemble(&pieces), Some((kind.protocol(family), payload)));
         } else {
             assert_eq!(pieces[0], outer);
         }

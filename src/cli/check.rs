@@ -3,7 +3,7 @@
 use super::output::{self, TextTable};
 use super::{CommandError, Global, Outcome, load_config};
 use crate::control::config::{
-    Config, ConfigErrors, LoadedKey, RenderStyle, config_hash, services_hash,
+    Config, ConfigErrors, LoadedKey, RealTunnel, RenderStyle, config_hash, services_hash,
 };
 use crate::control::finding::{self, Finding, Severity};
 use crate::control::netlink::NetlinkError;
@@ -170,13 +170,25 @@ fn nearly_full(table: &PlacementTable) -> bool {
 fn show(report: &Report) {
     output::findings(&report.findings);
     if !report.paths.is_empty() {
-        let mut table =
-            TextTable::new(&["Real server", "Source", "By", "Next hop", ">MTU", "Egress"]);
+        let mut table = TextTable::new(&[
+            "Real server",
+            "Tunnel",
+            "Source",
+            "By",
+            "Next hop",
+            ">MTU",
+            "Egress",
+        ]);
         for path in &report.paths {
             let text = |address: Option<IpAddr>| address.map_or("-".into(), |a| a.to_string());
             table.row([
                 path.address.to_string(),
-                text(path.source),
+                path.tunnel.to_string(),
+                output::sources(
+                    path.tunnel == RealTunnel::Direct,
+                    path.sources.first().copied(),
+                    path.sources.len().saturating_sub(1),
+                ),
                 path.interface.clone().unwrap_or_else(|| "-".to_owned()),
                 text(path.next_hop),
                 path.mtu.to_string(),

@@ -1,7 +1,7 @@
 //! `adit explain`: where a client's packets go, and why.
 
 use super::{CommandError, Global, Outcome, check, converse, load_config, output};
-use crate::control::admin::api::Explained;
+use crate::control::admin::api::{Explained, Unhealthy};
 use crate::control::admin::query::Query;
 use crate::control::config::LoadedKey;
 use crate::control::explain::{Live, Question, explain, offline_snapshot, protocol_name};
@@ -73,10 +73,12 @@ fn offline(args: &ExplainArgs, global: &Global) -> Result<Option<Explained>, Com
     let key = LoadedKey::load(config.director.hash_key_file.as_deref())?.key;
     let Target { address: vip, protocol } = args.vip;
     // Tables of other VIPs have no say, and would take their time.
-    config.services.retain(|service| service.vip == vip.ip());
+    config.services.retain(|service| service.vip.contains(vip.ip()));
     let snapshot = offline_snapshot(&config, key)?;
     let question = Question { client: args.client, vip, protocol };
-    Ok(Some(explain(&snapshot.services, key, &question, Live::NOTHING)))
+    let mut explained = explain(&snapshot.services, key, &question, Live::NOTHING);
+    explained.add_tunnel(&config);
+    Ok(Some(explained))
 }
 
 fn live(args: &ExplainArgs, global: &Global) -> Result<Explained, CommandError> {
@@ -92,11 +94,17 @@ fn live(args: &ExplainArgs, global: &Global) -> Result<Explained, CommandError> 
 fn show(explained: &Explained) {
     output::line(&format!("{} -> {}/{}", explained.client, explained.vip, explained.protocol));
     output::line(&explained.answer);
+    if let Some(tunnel) = &explained.tunnel {
+        output::line(&format!("tunnel       {tunnel}"));
+    }
     if let Some(connection) = &explained.connection {
         output::line(&format!(
             "connection   {}, idle {} s, forgotten in {} s",
             connection.state, connection.idle_seconds, connection.expires_seconds
         ));
+    }
+    for Unhealthy { real, reason } in &explained.unhealthy {
+        output::line(&format!("{real}  {reason}"));
     }
     let (Some(key_of), Some(choice)) = (&explained.key_of, &explained.choice) else { return };
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);

@@ -1,12 +1,13 @@
 //! Commands that show a running director: `list`, `connections`, `drops`, `capture`.
 
 use super::output::{self, TextTable};
-use super::{CommandError, Global, Outcome, converse, rate};
+use super::{CommandError, Global, Outcome, converse, health, rate};
 use crate::control::admin::api::{
     ConnectionView, Connections, Drops, RealView, ServiceView, Services, Status,
 };
 use crate::control::admin::client::ClientError;
 use crate::control::admin::query::Query;
+use crate::control::config::VipPrefix;
 use clap::{Args, ValueEnum};
 use http_body_util::BodyExt;
 use hyper::Method;
@@ -35,6 +36,13 @@ pub struct ListArgs {
     /// Show connection thresholds instead of weights.
     #[arg(long, conflicts_with_all = ["stats", "rate"])]
     pub thresholds: bool,
+    /// Show what health checks know instead: state and since when, the last check, its latency, and why.
+    #[arg(long, conflicts_with_all = ["stats", "rate", "thresholds"])]
+    pub health: bool,
+    /// Wait until all real servers with a check are up, for so long at most: 30s. Exits with 1, and
+    /// names the others, when they are not.
+    #[arg(long, value_name = "TIME", requires = "health", value_parser = humantime::parse_duration)]
+    pub wait: Option<std::time::Duration>,
     /// This service alone.
     #[arg(value_name = "SERVICE")]
     pub service: Option<String>,
@@ -104,6 +112,9 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
     if args.rate {
         return rate::list(args, global);
     }
+    if args.health {
+        return health::list(args, global);
+    }
     let (status, mut services) = converse(global, |client| async move {
         let status: Status = client.ask(Method::GET, "/v1/status").await?;
         let Services { services } = client.ask(Method::GET, "/v1/services").await?;
@@ -133,6 +144,11 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
         status.inactive,
         status.max_connections,
     ));
+    for vip in &status.vips {
+        let reason = vip.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        let state = if vip.announced { "announced" } else { "withdrawn" };
+        output::line(&format!("VIP {} {state}{reason}", vip.vip));
+    }
     for warning in &status.warnings {
         output::line(&format!("{}: {}", warning.severity, warning.message));
     }
@@ -169,16 +185,46 @@ fn io_lines(status: &Status) -> String {
         "ring {}\nframes {} from the TAP, {} from receive sockets  out of slots {}  receive errors {}\n",
         status.ring, io.tap_frames, io.source_frames, io.out_of_slots, io.source_errors,
     );
+    if status.workers.len() > 1 {
+        lines.push_str(&worker_lines(status));
+    }
     if let Some(error) = &status.last_send_error {
         lines.push_str(&format!("last send error {error}\n"));
     }
     lines
 }
 
-fn endpoint(address: IpAddr, port: &str) -> String {
+/// How packets are shared out, and what each worker has of them.
+fn worker_lines(status: &Status) -> String {
+    let mut lines = format!("steering {}\n", status.steering);
+    for worker in &status.workers {
+        let totals = &worker.totals;
+        lines.push_str(&format!(
+            "worker {}  received {}  taken over {}  forwarded {}  handed over {}  dropped {}  silent {} ms\n",
+            worker.worker,
+            totals.received,
+            totals.taken_over,
+            totals.forwarded,
+            totals.handed_over,
+            worker.dropped.values().sum::<u64>(),
+            worker.silence_ms,
+        ));
+    }
+    lines
+}
+
+pub(super) fn endpoint(address: IpAddr, port: &str) -> String {
     match address {
         IpAddr::V4(v4) => format!("{v4}:{port}"),
         IpAddr::V6(v6) => format!("[{v6}]:{port}"),
+    }
+}
+
+pub(super) fn vip_endpoint(vip: VipPrefix, ports: &str) -> String {
+    match vip.host_bits() {
+        0 => endpoint(vip.address(), ports),
+        _ if vip.is_ipv4() => format!("{vip}:{ports}"),
+        _ => format!("[{vip}]:{ports}"),
     }
 }
 
@@ -201,7 +247,7 @@ pub(super) fn service_line(service: &ServiceView) -> String {
     format!(
         "{}  {} {}{flags}  [{name}]",
         service.protocol.to_uppercase(),
-        endpoint(service.vip, &service.ports),
+        vip_endpoint(service.vip, &service.ports),
         service.scheduler,
     )
 }
@@ -243,7 +289,8 @@ fn service_table(services: &[ServiceView]) -> String {
     under_services(services, &head, |service, real| {
         vec![
             real_endpoint(service, real),
-            "Tunnel".to_owned(),
+            // The words of ipvsadm.
+            if real.tunnel == "direct" { "Route" } else { "Tunnel" }.to_owned(),
             real.weight.to_string(),
             real.counters.active.to_string(),
             real.counters.inactive.to_string(),
@@ -282,15 +329,16 @@ fn threshold_table(services: &[ServiceView]) -> String {
 
 fn path_table(services: &[ServiceView]) -> String {
     let mut reals: Vec<&RealView> = services.iter().flat_map(|s| &s.reals).collect();
-    reals.sort_by_key(|r| r.address);
-    reals.dedup_by_key(|r| r.address);
-    let mut table =
-        TextTable::new(&["Real server", "Source", "By", "Next hop", ">MTU", ">PMTU", "Egress"]);
+    reals.sort_by(|a, b| (a.address, &a.tunnel).cmp(&(b.address, &b.tunnel)));
+    reals.dedup_by(|a, b| (a.address, &a.tunnel) == (b.address, &b.tunnel));
+    let head = ["Real server", "Tunnel", "Source", "By", "Next hop", ">MTU", ">PMTU", "Egress"];
+    let mut table = TextTable::new(&head);
     let address = |a: Option<IpAddr>| a.map_or_else(|| "-".to_owned(), |a| a.to_string());
     for real in reals {
         table.row([
             real.address.to_string(),
-            address(real.source),
+            real.tunnel.clone(),
+            output::sources(real.tunnel == "direct", real.source, real.more_sources.len()),
             real.interface.clone().unwrap_or_else(|| "-".to_owned()),
             address(real.next_hop),
             real.link_mtu.to_string(),
@@ -421,7 +469,7 @@ mod tests {
     fn a_services_line_is_what_ipvsadm_shows() {
         let mut service = ServiceView {
             name: "dns".to_owned(),
-            vip: IpAddr::from([192, 0, 2, 1]),
+            vip: IpAddr::from([192, 0, 2, 1]).into(),
             ports: "53".to_owned(),
             protocol: "udp".to_owned(),
             scheduler: "sh".to_owned(),

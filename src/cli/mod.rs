@@ -4,6 +4,8 @@ mod check;
 mod doctor;
 mod explain;
 mod generate;
+mod health;
+mod import;
 mod live;
 mod logging;
 mod metrics;
@@ -11,6 +13,7 @@ pub mod output;
 mod rate;
 mod reload;
 mod run;
+mod top;
 mod version;
 
 use crate::control::admin::client::{Client, ClientError};
@@ -88,6 +91,10 @@ pub enum Command {
     Explain(explain::ExplainArgs),
     /// Show why packets were dropped.
     Drops(live::DropsArgs),
+    /// Watch the director: services, real servers, rates, drops and what is wrong.
+    ///
+    /// Needs no more than the socket for those who may look and change nothing. `?` shows the keys.
+    Top(top::TopArgs),
     /// Print metrics for Prometheus.
     ///
     /// The director can also serve them over HTTP: `metrics` in [director].
@@ -96,6 +103,11 @@ pub enum Command {
     ///
     /// Direct egress may be invisible to tcpdump on this host; this is not.
     Capture(live::CaptureArgs),
+    /// Make a configuration of what IPVS or keepalived was told.
+    ///
+    /// What has no equal is reported, with its line and what to do instead; nothing is dropped
+    /// silently.
+    Import(import::ImportArgs),
     /// Show the version, and the configuration's hash where there is one.
     Version,
     /// Print a completion script for a shell.
@@ -125,6 +137,20 @@ pub enum CommandError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The file to import cannot be read.
+    #[error("cannot read {path}: {source}")]
+    ReadImport {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file to write to is there already.
+    #[error("{0} is there already; --force overwrites it")]
+    Exists(PathBuf),
+    /// Nothing could be imported.
+    #[error(transparent)]
+    Import(#[from] crate::control::import::ImportError),
     /// The configuration has errors.
     #[error("{path} is refused, see above", path = .0.file())]
     Config(Box<ConfigErrors>),
@@ -146,6 +172,9 @@ pub enum CommandError {
     /// The configuration does not fit the core.
     #[error(transparent)]
     Build(#[from] crate::control::build::BuildError),
+    /// The terminal does not do what `top` needs.
+    #[error("the terminal: {0}")]
+    Terminal(std::io::Error),
     /// Something could not be written.
     #[error("cannot write {what}: {source}")]
     Write {
@@ -171,8 +200,10 @@ pub fn run(arguments: Arguments) -> Result<Outcome, CommandError> {
         Command::Connections(args) => live::connections(&args, &global),
         Command::Explain(args) => explain::run(&args, &global),
         Command::Drops(args) => live::drops(&args, &global),
+        Command::Top(args) => top::run(&args, &global),
         Command::Metrics(args) => metrics::run(&args, &global),
         Command::Capture(args) => live::capture(&args, &global),
+        Command::Import(args) => import::run(&args, &global),
         Command::Version => version::run(&global),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),

@@ -6,6 +6,7 @@
 use crate::control::finding::Finding;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
+use std::net::IpAddr;
 
 /// Prints a line of a result.
 ///
@@ -116,6 +117,16 @@ impl TextTable {
             out.push('\n');
         }
         out
+    }
+}
+
+/// The outer sources towards a real server, in the width of one address. Unwrapped packets have none.
+pub(super) fn sources(unwrapped: bool, first: Option<IpAddr>, more: usize) -> String {
+    match (first, more) {
+        _ if unwrapped => "-".to_owned(),
+        (None, _) => "-".to_owned(),
+        (Some(first), 0) => first.to_string(),
+        (Some(first), more) => format!("{first} +{more}"),
     }
 }
 

@@ -5,6 +5,7 @@ use super::output::{self, TextTable};
 use super::{CommandError, Global, Outcome, converse};
 use crate::control::admin::api::{ServiceView, Services};
 use crate::control::admin::client::{Client, ClientError};
+use crate::control::config::VipPrefix;
 use crate::dataplane::counters::DestinationReading;
 use hyper::Method;
 use serde::Serialize;
@@ -20,49 +21,56 @@ struct Reading {
 
 /// What happened per second between two readings.
 #[derive(Debug, Serialize)]
-struct Rates {
+pub(super) struct Rates {
     /// Seconds between the readings.
-    seconds: f64,
-    services: Vec<ServiceRate>,
+    pub(super) seconds: f64,
+    /// As in the later reading.
+    pub(super) services: Vec<ServiceRate>,
 }
 
 #[derive(Debug, Serialize)]
-struct ServiceRate {
+pub(super) struct ServiceRate {
     name: String,
-    vip: IpAddr,
+    vip: VipPrefix,
     ports: String,
     protocol: String,
+    /// Of all its real servers.
     #[serde(flatten)]
-    rate: Rate,
-    reals: Vec<RealRate>,
+    pub(super) rate: Rate,
+    /// As in the later reading.
+    pub(super) reals: Vec<RealRate>,
 }
 
 #[derive(Debug, Serialize)]
-struct RealRate {
+pub(super) struct RealRate {
     address: IpAddr,
     #[serde(flatten)]
-    rate: Rate,
+    pub(super) rate: Rate,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
-struct Rate {
-    connections_per_second: f64,
-    packets_per_second: f64,
-    bytes_per_second: f64,
+pub(super) struct Rate {
+    /// New connections.
+    pub(super) connections_per_second: f64,
+    /// Packets from clients.
+    pub(super) packets_per_second: f64,
+    /// Bytes of these, without the outer header.
+    pub(super) bytes_per_second: f64,
+}
+
+/// What a counter counted per second.
+pub(super) fn per_second(before: u64, after: u64, seconds: f64) -> f64 {
+    // Smaller than before: what counts was taken out and came back, so that it counts from 0.
+    let more = after.checked_sub(before).unwrap_or(after);
+    more as f64 / seconds
 }
 
 impl Rate {
     fn between(before: &DestinationReading, after: &DestinationReading, seconds: f64) -> Self {
-        let per_second = |count: fn(&DestinationReading) -> u64| {
-            let (before, after) = (count(before), count(after));
-            // Smaller than before: it was taken out and came back, so that it counts from 0.
-            let more = after.checked_sub(before).unwrap_or(after);
-            more as f64 / seconds
-        };
         Rate {
-            connections_per_second: per_second(|c| c.connections),
-            packets_per_second: per_second(|c| c.packets),
-            bytes_per_second: per_second(|c| c.bytes),
+            connections_per_second: per_second(before.connections, after.connections, seconds),
+            packets_per_second: per_second(before.packets, after.packets, seconds),
+            bytes_per_second: per_second(before.bytes, after.bytes, seconds),
         }
     }
 
@@ -81,7 +89,11 @@ impl Rate {
 }
 
 impl Rates {
-    fn between(before: &[ServiceView], after: &[ServiceView], elapsed: Duration) -> Self {
+    pub(super) fn between(
+        before: &[ServiceView],
+        after: &[ServiceView],
+        elapsed: Duration,
+    ) -> Self {
         let seconds = elapsed.as_secs_f64().max(f64::MIN_POSITIVE);
         let service = |now: &ServiceView| {
             let then = before.iter().find(|s| s.name == now.name && s.vip == now.vip);

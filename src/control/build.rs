@@ -1,29 +1,34 @@
 //! From a configuration and a look at the host to the one snapshot the core works with.
 
-use super::config::{self, Config, DontFragment};
+use super::config::{self, Config, DontFragment, RealTunnel, VipPrefix};
+use super::cores;
 use super::destinations::{DestinationKey, Destinations, DestinationsFull};
-use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey};
+use super::health::Board;
+use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey, Wanted};
 use super::tables::{TableWork, members, thresholds};
+use crate::dataplane::admission::{Admission, AdmissionPolicy, ClientRate};
 use crate::dataplane::conntrack::{FlowRecord, Ticks, Timeouts};
-use crate::dataplane::counters::DestinationCounters;
+use crate::dataplane::counters::{AllCounters, DestinationCounters};
 use crate::dataplane::hash::{HashKey, PersistenceGroup};
 use crate::dataplane::ids::{DestinationId, RealId, VipId};
 use crate::dataplane::packet;
-use crate::dataplane::region::{Directory, DirectoryFull, Entry, RealIdentity, VipIdentity};
+use crate::dataplane::probe::Probes;
+use crate::dataplane::rate_limit::Rate;
+use crate::dataplane::region::{
+    Directory, DirectoryFull, Entry, RealIdentity, TunnelIdentity, VipIdentity,
+};
 use crate::dataplane::scheduler::table::{TableCache, TableError};
 use crate::dataplane::service::{
     DfPolicy, PersistencePolicy, Ports, Protocol, Service, ServiceTable,
 };
-use crate::dataplane::snapshot::{Destination, Link, RealServer, RealServers, Snapshot};
+use crate::dataplane::snapshot::{Destination, Link, Outers, RealServer, RealServers, Snapshot};
 use crate::dataplane::verdict::EgressId;
 use adit_tunnel::OuterTemplate;
 use siphasher::sip::SipHasher24;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
-
-/// Kind of tunnel in the region's directory: IP in IP.
-const TUNNEL_IPIP: u8 = 1;
+use std::sync::Arc;
 
 /// Why there is no snapshot for a configuration. All of these are limits; a configuration that
 /// keeps them cannot fail.
@@ -98,6 +103,8 @@ pub struct Surroundings<'a> {
     pub cookies: CookieRoot,
     /// Counters by destination, for where new ones begin.
     pub counters: &'a [DestinationCounters],
+    /// What checks know of real servers.
+    pub health: &'a Board,
 }
 
 /// Where the cookies in outer ids come from.
@@ -117,6 +124,16 @@ impl std::fmt::Debug for CookieRoot {
 }
 
 impl CookieRoot {
+    /// A secret for tables whose places clients must not be able to choose, of no use to cookies.
+    fn seed(&self) -> [u64; 4] {
+        [0, 1, 2, 3].map(|number: u64| {
+            let mut hasher = SipHasher24::new_with_key(&self.secret);
+            hasher.write(b"client limits");
+            hasher.write_u64(number.to_le());
+            hasher.finish()
+        })
+    }
+
     /// Secrets of a real server in the present and the previous epoch.
     fn secrets(&self, real: RealId) -> [u16; 2] {
         [self.epoch, self.epoch.wrapping_sub(1)].map(|epoch| {
@@ -141,11 +158,23 @@ impl<S: AsRef<[Entry]>> World<S> {
         }
     }
 
-    /// Addresses of all real servers that need a way: configured ones and those that drain.
-    pub fn real_addresses(&self, config: &Config) -> Vec<IpAddr> {
-        let mut all: BTreeSet<IpAddr> = config.real_addresses().into_iter().collect();
-        all.extend(self.destinations.iter().filter_map(|(_, k)| self.address_of(k.key.real)));
-        all.into_iter().collect()
+    /// The ways that are needed: to configured real servers and to those that drain.
+    pub fn wanted_paths(&self, config: &Config) -> Wanted {
+        let mut reals: BTreeSet<_> = config.real_tunnels().into_iter().collect();
+        reals.extend(self.destinations.iter().filter_map(|(_, k)| self.way_of(k.key.real)));
+        let mut vips: BTreeSet<VipPrefix> = config.vips().into_iter().collect();
+        vips.extend(self.destinations.iter().map(|(_, k)| k.key.vip));
+        Wanted {
+            reals: reals.into_iter().collect(),
+            sources: config.tunnel.sources().collect(),
+            vips: vips.iter().flat_map(VipPrefix::addresses).collect(),
+        }
+    }
+
+    /// The address of a real server, and how packets to it are carried.
+    pub fn way_of(&self, real: RealId) -> Option<(IpAddr, RealTunnel)> {
+        let identity = self.reals.get(real)?;
+        Some((packet::ip_addr(&identity.address), tunnel_of(identity.tunnel)?))
     }
 
     /// The address of a real server.
@@ -163,17 +192,14 @@ impl<S: AsRef<[Entry]>> World<S> {
     ///
     /// # Errors
     /// When there are no ids left; then the configuration in force must be entered again.
-    pub fn enter(
-        &mut self,
-        config: &Config,
-        counters: &[DestinationCounters],
-    ) -> Result<(), BuildError> {
+    pub fn enter(&mut self, config: &Config, counters: &AllCounters) -> Result<(), BuildError> {
         self.destinations.begin();
         for service in &config.services {
-            let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
+            let vips = self.intern_vips(service.vip)?;
+            let vip = *vips.first().expect("a prefix has an address");
             for real in &service.reals {
-                let real = self.intern_real(real.address)?;
-                let key = DestinationKey { service: service.name.clone(), vip, real };
+                let real = self.intern_real(real.address, real.tunnel)?;
+                let key = DestinationKey { service: service.name.clone(), vip: service.vip, real };
                 let destination = Destination {
                     real,
                     vip,
@@ -193,7 +219,7 @@ impl<S: AsRef<[Entry]>> World<S> {
         &mut self,
         config: &Config,
         flow: &FlowRecord,
-        counters: &[DestinationCounters],
+        counters: &AllCounters,
     ) -> Option<DestinationId> {
         let vip = self.vip_address(flow.key.vip)?;
         self.address_of(flow.real)?;
@@ -202,7 +228,7 @@ impl<S: AsRef<[Entry]>> World<S> {
         let service = config.service_for(vip, flow.key.vip_port, protocol);
         let key = DestinationKey {
             service: service.map_or_else(String::new, |s| s.name.clone()),
-            vip: flow.key.vip,
+            vip: service.map_or_else(|| vip.into(), |s| s.vip),
             real: flow.real,
         };
         let destination = Destination {
@@ -219,8 +245,19 @@ impl<S: AsRef<[Entry]>> World<S> {
     ///
     /// # Errors
     /// When there are no ids left.
-    pub fn intern_real(&mut self, address: IpAddr) -> Result<RealId, DirectoryFull> {
-        self.reals.intern(RealIdentity { address: packet::address(address), tunnel: TUNNEL_IPIP })
+    pub fn intern_real(
+        &mut self,
+        address: IpAddr,
+        tunnel: RealTunnel,
+    ) -> Result<RealId, DirectoryFull> {
+        let tunnel = tunnel_identity(tunnel);
+        self.reals.intern(RealIdentity { address: packet::address(address), tunnel })
+    }
+
+    /// The ids of all addresses of a prefix, in their order.
+    fn intern_vips(&mut self, prefix: VipPrefix) -> Result<Vec<VipId>, DirectoryFull> {
+        let address = |ip| VipIdentity { address: packet::address(ip) };
+        prefix.addresses().map(|ip| self.vips.intern(address(ip))).collect()
     }
 
     /// Lends the placement tables, to have those of `config` built beside the runtime. Until they
@@ -249,13 +286,14 @@ impl<S: AsRef<[Entry]>> World<S> {
         egress: impl Fn(&PathTarget) -> Option<EgressId>,
         previous: Option<&Snapshot>,
     ) -> Result<Snapshot, BuildError> {
-        let services = self.services(config, previous)?;
+        let services = self.services(config, around, previous)?;
         let mut services = ServiceTable::new(services);
-        let draining = self
-            .destinations
-            .iter()
-            .filter_map(|(_, k)| Some((packet::address(self.vip_address(k.key.vip)?), k.key.vip)));
-        services.keep_vips(draining.collect::<Vec<_>>());
+        let known: BTreeSet<VipPrefix> =
+            self.destinations.iter().map(|(_, known)| known.key.vip).collect();
+        for prefix in known {
+            let vips = self.intern_vips(prefix)?;
+            services.keep_vips(prefix.addresses().map(packet::address).zip(vips));
+        }
         self.generation += 1;
         Ok(Snapshot {
             generation: self.generation,
@@ -271,12 +309,15 @@ impl<S: AsRef<[Entry]>> World<S> {
             decrement_hop_limit: config.director.capture != config::Capture::Route,
             bridged: config.director.capture == config::Capture::Bridge,
             reset_unknown: true,
+            // Whoever knows what the worker was told adds them: `health::pin`.
+            probes: Probes::default(),
         })
     }
 
     fn services(
         &mut self,
         config: &Config,
+        around: &Surroundings<'_>,
         previous: Option<&Snapshot>,
     ) -> Result<Vec<Service>, BuildError> {
         let mut services = Vec::with_capacity(config.services.len());
@@ -284,12 +325,13 @@ impl<S: AsRef<[Entry]>> World<S> {
         // The table gives a port to the first that claims it: a single port before a list.
         order.sort_by_key(|s| s.ports.precedence());
         for service in order {
-            let vip = self.vips.intern(VipIdentity { address: packet::address(service.vip) })?;
-            let members = members(service);
+            let vips = self.intern_vips(service.vip)?;
+            let mut members = members(service);
             let mut destinations = Vec::with_capacity(members.len());
-            for member in &members {
-                let real = self.intern_real(member.address)?;
-                let key = DestinationKey { service: service.name.clone(), vip, real };
+            for (member, real) in members.iter().zip(&service.reals) {
+                debug_assert_eq!(member.address, real.address, "members are in their order");
+                let real = self.intern_real(member.address, real.tunnel)?;
+                let key = DestinationKey { service: service.name.clone(), vip: service.vip, real };
                 destinations.push(self.destinations.id(&key).ok_or(DestinationsFull)?);
             }
             let before = previous.and_then(|snapshot| service_of(snapshot, &service.name));
@@ -302,15 +344,22 @@ impl<S: AsRef<[Entry]>> World<S> {
                     before.map(|s| &*s.scheduler),
                 )
                 .map_err(|source| BuildError::Table { service: service.name.clone(), source })?;
+            around.health.judge(service, &mut members);
             services.push(Service {
                 name: service.name.as_str().into(),
-                vip,
-                address: service.vip,
+                prefix: service.vip,
+                vips: vips.into(),
                 protocol: protocol(service.protocol),
                 ports: ports(&service.ports),
                 scheduler,
                 members: members.into(),
                 destinations: destinations.into(),
+                admission: admission(
+                    service,
+                    cores::workers(config),
+                    around.cookies.seed(),
+                    before,
+                ),
                 persistence: persistence(service),
                 timeouts: timeouts(&service.timeouts),
                 df: df(service.df),
@@ -327,18 +376,18 @@ impl<S: AsRef<[Entry]>> World<S> {
         around: &Surroundings<'_>,
         egress: impl Fn(&PathTarget) -> Option<EgressId>,
     ) -> RealServers {
-        let paths: BTreeMap<IpAddr, &RealPath> =
-            around.survey.paths.iter().map(|path| (path.address, path)).collect();
+        let paths: BTreeMap<(IpAddr, RealTunnel), &RealPath> =
+            around.survey.paths.iter().map(|path| ((path.address, path.tunnel), path)).collect();
         let mut by_id: Vec<Option<RealServer>> = Vec::new();
         for (_, known) in self.destinations.iter() {
             let id = known.key.real;
-            let Some(path) = self.address_of(id).and_then(|address| paths.get(&address)) else {
+            let Some(path) = self.way_of(id).and_then(|way| paths.get(&way)) else {
                 continue;
             };
             if by_id.len() <= id.index() {
                 by_id.resize(id.index() + 1, None);
             }
-            by_id[id.index()] = real_server(config, path, id, around.cookies, &egress);
+            by_id[id.index()] = Some(real_server(config, path, id, around.cookies, &egress));
         }
         by_id.into()
     }
@@ -348,7 +397,7 @@ impl<S: AsRef<[Entry]>> World<S> {
 /// for IPv4 and IPv6 packets where IPsec policies shall see them.
 pub fn path_targets(path: &RealPath, hop_limit: u8) -> impl Iterator<Item = PathTarget> {
     let destination = path.address;
-    let (first, second) = match (path.egress, path.source) {
+    let (first, second) = match (path.egress, path.sources.first().copied()) {
         (Egress::Direct(direct), _) => {
             (Some(PathTarget::Direct { interface: direct.ifindex }), None)
         }
@@ -356,7 +405,8 @@ pub fn path_targets(path: &RealPath, hop_limit: u8) -> impl Iterator<Item = Path
             Egress::Kernel(KernelReason::NoRoute | KernelReason::Refused | KernelReason::Local),
             _,
         )
-        | (Egress::Kernel(_), None) => (None, None),
+        | (Egress::Kernel(_), None)
+        | (Egress::None(_), _) => (None, None),
         (Egress::Kernel(KernelReason::Ipsec | KernelReason::IpsecUnknown), Some(source)) => {
             let [ipv4, ipv6] = [adit_tunnel::PROTOCOL_IPV4, adit_tunnel::PROTOCOL_IPV6]
                 .map(|protocol| PathTarget::Protected { destination, source, protocol, hop_limit });
@@ -375,18 +425,19 @@ fn real_server(
     id: RealId,
     cookies: CookieRoot,
     egress: impl Fn(&PathTarget) -> Option<EgressId>,
-) -> Option<RealServer> {
-    // Without a source there is no outer header to write. Its flows stay, and their packets are
-    // dropped as "no_egress" until there is a route.
-    let source = path.source.unwrap_or(match path.address {
-        IpAddr::V4(_) => IpAddr::from([0; 4]),
-        IpAddr::V6(_) => IpAddr::from([0; 16]),
-    });
-    let template = OuterTemplate::new(source, path.address, config.tunnel.ttl).ok()?;
+) -> RealServer {
+    let outers = outers(path, config.tunnel.ttl);
     let mut open = path_targets(path, config.tunnel.ttl).map(|target| egress(&target));
     let link = match (path.egress, open.next().flatten(), open.next().flatten()) {
         (Egress::Direct(direct), Some(egress), _) => {
-            Link::Direct { egress, header: link_header(&direct, path.address) }
+            let header = link_header(&direct, path.address);
+            match header.first_chunk() {
+                Some(macs) if path.tunnel == RealTunnel::Direct => {
+                    Link::Segment { egress, macs: *macs }
+                }
+                _ if outers.encapsulation().is_some() => Link::Direct { egress, header },
+                _ => Link::None,
+            }
         }
         // One of two that could not be opened must not send the other's packets past a policy.
         (Egress::Kernel(KernelReason::Ipsec | KernelReason::IpsecUnknown), ipv4, ipv6) => {
@@ -396,15 +447,47 @@ fn real_server(
             }
         }
         (Egress::Kernel(_), Some(egress), _) => Link::Kernel { egress },
-        (Egress::Direct(_) | Egress::Kernel(_), None, _) => Link::None,
+        (Egress::Direct(_) | Egress::Kernel(_), None, _) | (Egress::None(_), _, _) => Link::None,
     };
-    Some(RealServer {
-        template,
+    RealServer {
+        outers,
         link,
         // Devices with more than 65535 (loopback) carry any IP packet there is.
         link_mtu: u16::try_from(path.mtu).unwrap_or(u16::MAX),
         cookie_secrets: cookies.secrets(id),
-    })
+    }
+}
+
+/// The outer headers towards a real server. Without a source there is none to write: its flows stay,
+/// and their packets are dropped as "no_egress" until there is a route.
+fn outers(path: &RealPath, hop_limit: u8) -> Outers {
+    let Some(kind) = path.tunnel.encapsulation() else { return Outers::default() };
+    // Sources are of the real server's family, and a hop limit of 0 is no configuration's.
+    let template = |source| OuterTemplate::with(kind, source, path.address, hop_limit).ok();
+    path.sources.iter().copied().filter_map(template).collect()
+}
+
+/// How a way is named in the region's directory.
+fn tunnel_identity(tunnel: RealTunnel) -> TunnelIdentity {
+    let (kind, port, checksum) = match tunnel {
+        RealTunnel::Ipip => return TunnelIdentity::IPIP,
+        RealTunnel::Gre { checksum } => (2, 0, checksum),
+        RealTunnel::Gue { port, checksum } => (3, port, checksum),
+        RealTunnel::Direct => (4, 0, false),
+    };
+    TunnelIdentity { kind, port, checksum }
+}
+
+/// The reverse; `None` for one that this version does not know.
+fn tunnel_of(identity: TunnelIdentity) -> Option<RealTunnel> {
+    let TunnelIdentity { kind, port, checksum } = identity;
+    match kind {
+        1 => Some(RealTunnel::Ipip),
+        2 => Some(RealTunnel::Gre { checksum }),
+        3 => Some(RealTunnel::Gue { port, checksum }),
+        4 => Some(RealTunnel::Direct),
+        _ => None,
+    }
 }
 
 fn link_header(direct: &DirectPath, outer: IpAddr) -> [u8; 14] {
@@ -469,7 +552,9 @@ fn persistence(service: &config::Service) -> Option<PersistencePolicy> {
                 config::Ports::Any => (3, 0),
             };
             let number = protocol(service.protocol).number();
-            PersistenceGroup::of_service(service.vip, form, first, number)
+            // Four forms of ports for each length, so that a prefix is not its first address.
+            let form = form + 4 * service.vip.host_bits();
+            PersistenceGroup::of_service(service.vip.address(), form, first, number)
         }
     };
     Some(PersistencePolicy {
@@ -480,11 +565,35 @@ fn persistence(service: &config::Service) -> Option<PersistencePolicy> {
     })
 }
 
+/// The limits of a service; what of them is used comes from `before` while they are the same.
+fn admission(
+    service: &config::Service,
+    workers: u16,
+    seed: [u64; 4],
+    before: Option<&Service>,
+) -> Option<Arc<Admission>> {
+    let rate = |new: config::NewFlows| Rate { per_second: new.per_second, burst: new.burst };
+    let policy = AdmissionPolicy {
+        total: service.limits.total.map(rate),
+        client: service.limits.client.map(|client| ClientRate {
+            rate: rate(client.new),
+            ipv4_prefix: client.ipv4_prefix,
+            ipv6_prefix: client.ipv6_prefix,
+        }),
+        half_open: service.limits.half_open.map(|most| most.div_ceil(u32::from(workers.max(1)))),
+    };
+    if policy == AdmissionPolicy::default() {
+        return None;
+    }
+    let known = before.and_then(|before| before.admission.as_ref());
+    let known = known.filter(|admission| *admission.policy() == policy);
+    Some(known.map_or_else(|| Arc::new(Admission::new(policy, seed)), Arc::clone))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::config::parse;
-    use crate::dataplane::counters::Counters;
     use crate::dataplane::time::Time;
 
     const TEXT: &str = "[director]\ninterface = \"eth0\"\n\
@@ -505,7 +614,8 @@ mod tests {
     fn path(address: &str, egress: Egress) -> RealPath {
         RealPath {
             address: address.parse().unwrap(),
-            source: Some(IpAddr::from([10, 0, 0, 254])),
+            tunnel: RealTunnel::Ipip,
+            sources: vec![IpAddr::from([10, 0, 0, 254])],
             mtu: 1500,
             interface: Some("eth0".into()),
             next_hop: None,
@@ -525,17 +635,18 @@ mod tests {
     fn build(
         world: &mut World<Vec<Entry>>,
         config: &Config,
-        counters: &Counters,
+        counters: &AllCounters,
         previous: Option<&Snapshot>,
     ) -> Snapshot {
-        world.enter(config, &counters.destinations).unwrap();
+        world.enter(config, counters).unwrap();
         let survey = survey();
         let around = Surroundings {
             survey: &survey,
             tap_mac: [9; 6],
             client_mac: None,
             cookies: CookieRoot { secret: [1; 16], epoch: 5 },
-            counters: &counters.destinations,
+            counters: counters.destinations(),
+            health: &Board::default(),
         };
         let egress = |target: &PathTarget| match target {
             PathTarget::Direct { .. } => Some(EgressId(1)),
@@ -547,7 +658,7 @@ mod tests {
 
     #[test]
     fn a_snapshot_says_what_the_configuration_says() {
-        let counters = Counters::new(8);
+        let counters = AllCounters::new(8, 1);
         let mut world = world();
         let snapshot = build(&mut world, &config(TEXT), &counters, None);
         let vip = snapshot.services.vip(&packet::address("192.0.2.1".parse().unwrap())).unwrap();
@@ -567,7 +678,7 @@ mod tests {
         for reason in [KernelReason::Ipsec, KernelReason::IpsecUnknown] {
             let path = path("10.0.0.1", Egress::Kernel(reason));
             let targets: Vec<_> = path_targets(&path, 33).collect();
-            let [destination, source] = [path.address, path.source.unwrap()];
+            let [destination, source] = [path.address, path.sources[0]];
             let protected =
                 |protocol| PathTarget::Protected { destination, source, protocol, hop_limit: 33 };
             assert_eq!(targets, [protected(4), protected(41)]);
@@ -581,7 +692,7 @@ mod tests {
                     }
                     PathTarget::Direct { .. } | PathTarget::Kernel { .. } => None,
                 };
-                real_server(&config, &path, RealId(0), cookies, egress).unwrap().link
+                real_server(&config, &path, RealId(0), cookies, egress).link
             };
             let both = Link::Protected { ipv4: EgressId(4), ipv6: EgressId(41) };
             assert_eq!([link(&[4, 41]), link(&[4]), link(&[41])], [both, Link::None, Link::None]);
@@ -589,8 +700,69 @@ mod tests {
     }
 
     #[test]
+    fn one_address_by_two_kinds_is_two_real_servers() {
+        let counters = AllCounters::new(8, 1);
+        let mut world = world();
+        let two = TEXT
+            .replacen("address = \"10.0.0.1\"", "address = \"10.0.0.1\"\ntunnel = \"gre\"", 1)
+            .replace("10.0.0.2\"", "10.0.0.2\"\ntunnel = \"direct\"");
+        let config = config(&two);
+        world.enter(&config, &counters).unwrap();
+        let gre = RealTunnel::Gre { checksum: false };
+        let wanted = world.wanted_paths(&config);
+        let [one, two] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
+        let reals = [(one, RealTunnel::Ipip), (one, gre), (two, RealTunnel::Direct)];
+        assert_eq!(wanted.reals, reals);
+
+        let direct = DirectPath { ifindex: 3, source_mac: [1; 6], next_hop_mac: [2; 6] };
+        let way = |(address, tunnel): (IpAddr, _)| RealPath {
+            address,
+            tunnel,
+            sources: vec![IpAddr::from([10, 0, 0, 253]), IpAddr::from([10, 0, 0, 254])],
+            ..path("10.0.0.1", Egress::Direct(direct))
+        };
+        let survey = Survey { paths: reals.into_iter().map(way).collect(), next_hops: Vec::new() };
+        let around = Surroundings {
+            survey: &survey,
+            tap_mac: [9; 6],
+            client_mac: None,
+            cookies: CookieRoot { secret: [1; 16], epoch: 5 },
+            counters: counters.destinations(),
+            health: &Board::default(),
+        };
+        let snapshot = world
+            .snapshot(&config, HashKey::DEFAULT, &around, |_| Some(EgressId(1)), None)
+            .unwrap();
+        let real = |way| {
+            let id = snapshot.reals.iter().find(|(id, _)| world.way_of(*id) == Some(way));
+            id.unwrap().1
+        };
+        assert_eq!(real(reals[0]).outers.encapsulation(), Some(adit_tunnel::Encapsulation::Ipip));
+        assert_eq!(real(reals[1]).outers.iter().count(), 2, "a header for each source");
+        assert_eq!(real(reals[1]).outers.overhead(), 24);
+        assert_eq!(real(reals[2]).outers.encapsulation(), None);
+        let macs = [2, 2, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1];
+        assert_eq!(real(reals[2]).link, Link::Segment { egress: EgressId(1), macs });
+    }
+
+    #[test]
+    fn ways_survive_the_directory() {
+        for tunnel in [
+            RealTunnel::Ipip,
+            RealTunnel::Gre { checksum: false },
+            RealTunnel::Gre { checksum: true },
+            RealTunnel::Gue { port: 6080, checksum: false },
+            RealTunnel::Gue { port: 65_535, checksum: true },
+            RealTunnel::Direct,
+        ] {
+            assert_eq!(tunnel_of(tunnel_identity(tunnel)), Some(tunnel));
+        }
+        assert_eq!(tunnel_of(TunnelIdentity { kind: 5, ..TunnelIdentity::IPIP }), None);
+    }
+
+    #[test]
     fn what_is_taken_out_stays_in_force() {
-        let counters = Counters::new(8);
+        let counters = AllCounters::new(8, 1);
         let mut world = world();
         let first = build(&mut world, &config(TEXT), &counters, None);
         let less = TEXT.replace("[[service.real]]\naddress = \"10.0.0.2\"\n", "");
@@ -614,7 +786,7 @@ mod tests {
 
     #[test]
     fn what_a_scheduler_and_a_threshold_remember_is_carried_over_by_name_and_address() {
-        let counters = Counters::new(8);
+        let counters = AllCounters::new(8, 1);
         let mut world = world();
         let text =
             TEXT.replace("10.0.0.2\"", "10.0.0.2\"\nmax_connections = 4\nmin_connections = 2");
@@ -623,14 +795,14 @@ mod tests {
             snapshot.services.services().iter().position(|s| &*s.name == name).unwrap()
         };
         let web = &first.services.services()[service(&first, "web")];
-        let gauge = &counters.destinations[web.destinations[1].index()].inactive;
+        let gauge = &counters.destinations()[web.destinations[1].index()].inactive;
         gauge.add(4);
-        web.note_load(web.destinations[1], &counters.destinations);
+        web.note_load(web.destinations[1], counters.destinations());
         gauge.sub(1);
         let overloaded = |snapshot: &Snapshot| {
             let web = &snapshot.services.services()[service(snapshot, "web")];
             let last = web.members.len() - 1;
-            web.candidates(&counters.destinations, Time::ZERO).is_overloaded(last)
+            web.candidates(counters.destinations(), Time::ZERO).is_overloaded(last)
         };
         assert!(overloaded(&first), "three, after four");
         // The first real server leaves, so that the second has its place.
@@ -641,6 +813,90 @@ mod tests {
         assert!(overloaded(&second));
         let fresh = build(&mut world, &config(&less), &counters, None);
         assert!(!overloaded(&fresh), "nothing to remember");
+    }
+
+    #[test]
+    fn a_prefix_is_one_service_on_each_of_its_addresses() {
+        let counters = AllCounters::new(8, 1);
+        let entries = || (0..32).map(|_| Entry::default()).collect::<Vec<_>>();
+        let mut world =
+            World::new(Directory::new(entries()), Directory::new(entries()), HashKey::DEFAULT);
+        let service = |name: &str, vip: &str, port: &str| {
+            format!(
+                "[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nport = {port}\n\
+                 [[service.real]]\naddress = \"10.0.0.1\"\n"
+            )
+        };
+        let head = "[director]\ninterface = \"eth0\"\n";
+        let one = service("one", "192.0.2.3", "\"any\"");
+        let net = service("net", "192.0.2.0/29", "[80, 443]");
+        let half = service("half", "192.0.2.4/30", "\"1-100\"");
+        let all = config(&format!("{head}{net}{one}{half}"));
+        let first = build(&mut world, &all, &counters, None);
+        let find = |snapshot: &Snapshot, last: u8, port: u16| -> Option<String> {
+            let address = packet::address(IpAddr::from([192, 0, 2, last]));
+            let vip = snapshot.services.vip(&address)?;
+            snapshot.services.find(vip, 6, port).map(|s| s.name.to_string())
+        };
+        assert_eq!(first.services.vips().count(), 8);
+        // As the configuration says, of every address and some ports.
+        for last in 0..9 {
+            for port in [80, 81, 101, 443] {
+                let vip = IpAddr::from([192, 0, 2, last]);
+                let expected = all.service_for(vip, port, config::Protocol::Tcp);
+                let expected = expected.map(|s| s.name.clone());
+                assert_eq!(find(&first, last, port), expected, "{vip}:{port}");
+            }
+        }
+        assert_eq!(find(&first, 3, 80).as_deref(), Some("one"));
+        assert_eq!(find(&first, 5, 80).as_deref(), Some("half"));
+        assert_eq!(find(&first, 5, 443).as_deref(), Some("net"));
+        // One destination for all addresses; it keeps them all in force while it drains.
+        assert_eq!(first.destinations.iter().flatten().count(), 3);
+        let second = build(&mut world, &config(&format!("{head}{one}")), &counters, Some(&first));
+        assert_eq!((second.services.vips().count(), find(&second, 5, 80)), (8, None));
+        world.destinations.retain(|_, _| true);
+        let third = build(&mut world, &config(&format!("{head}{one}")), &counters, Some(&second));
+        assert_eq!(third.services.vips().count(), 1);
+        // The prefix and its first address do not remember clients for each other.
+        let persistent = |vip: &str| {
+            let text = format!("{head}{}persistence = {{}}\n", service("s", vip, "80"))
+                .replace("[[service.real]]\naddress = \"10.0.0.1\"\n", "");
+            super::persistence(&config(&text).services[0]).unwrap().group
+        };
+        assert_ne!(persistent("192.0.2.0/29"), persistent("192.0.2.0"));
+    }
+
+    #[test]
+    fn limits_go_on_while_they_are_the_same() {
+        let counters = AllCounters::new(8, 1);
+        let mut world = world();
+        let text = TEXT.replace(
+            "port = 80\n",
+            "port = 80\nlimits = { new_per_second = 2, new_burst = 3, half_open = 5 }\n",
+        );
+        let admission = |snapshot: &Snapshot| {
+            let services = snapshot.services.services();
+            services.iter().find_map(|s| s.admission.clone()).unwrap()
+        };
+        let now = Time(1_000_000_000_000);
+        let client = IpAddr::from([203, 0, 113, 1]);
+        let first = build(&mut world, &config(&text), &counters, None);
+        let admitted = |snapshot: &Snapshot| {
+            (0..9).filter(|_| admission(snapshot).admit(now, client).is_ok()).count()
+        };
+        assert_eq!(admitted(&first), 3);
+        let second = build(&mut world, &config(&text), &counters, Some(&first));
+        assert_eq!(admitted(&second), 0, "what was used stays used");
+        let more = text.replace("new_burst = 3", "new_burst = 4");
+        let third = build(&mut world, &config(&more), &counters, Some(&second));
+        assert_eq!(admitted(&third), 4, "other limits, counted afresh");
+        // Each worker has its share of what is half-open.
+        assert_eq!(admission(&third).policy().half_open, Some(5));
+        let service = &config(&text).services;
+        let limited = service.iter().find(|s| s.limits.half_open.is_some()).unwrap();
+        let shared = super::admission(limited, 2, [0; 4], None).unwrap();
+        assert_eq!(shared.policy().half_open, Some(3));
     }
 
     #[test]

@@ -5,22 +5,21 @@
 //! server, so that changing a weight or a timeout keeps it, and moving a service to another VIP
 //! drains the old one.
 
-use crate::dataplane::counters::{DestinationCounters, DestinationReading};
-use crate::dataplane::ids::{DestinationId, RealId, VipId};
+use crate::dataplane::counters::{AllCounters, DestinationReading};
+use crate::dataplane::ids::{DestinationId, RealId};
 use crate::dataplane::snapshot::Destination;
+use crate::dataplane::vip_prefix::VipPrefix;
 use std::collections::HashMap;
 
-/// Destinations there are numbers for: 65 536 counters take 2.5 MiB, and the largest
-/// configuration with a second one draining fits.
-pub const DESTINATION_CAPACITY: usize = 65_536;
+pub use crate::dataplane::ids::DESTINATION_CAPACITY;
 
 /// What makes a destination the same in two configurations.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DestinationKey {
     /// Name of the service.
     pub service: String,
-    /// Its VIP.
-    pub vip: VipId,
+    /// Its VIP, or prefix of them.
+    pub vip: VipPrefix,
     /// The real server.
     pub real: RealId,
 }
@@ -76,7 +75,7 @@ impl Destinations {
         &mut self,
         key: DestinationKey,
         destination: Destination,
-        counters: &[DestinationCounters],
+        counters: &AllCounters,
     ) -> Result<DestinationId, DestinationsFull> {
         self.enter(key, destination, true, counters)
     }
@@ -90,7 +89,7 @@ impl Destinations {
         &mut self,
         key: DestinationKey,
         destination: Destination,
-        counters: &[DestinationCounters],
+        counters: &AllCounters,
     ) -> Result<DestinationId, DestinationsFull> {
         if let Some(id) = self.by_key.get(&key) {
             return Ok(*id);
@@ -103,7 +102,7 @@ impl Destinations {
         key: DestinationKey,
         destination: Destination,
         configured: bool,
-        counters: &[DestinationCounters],
+        counters: &AllCounters,
     ) -> Result<DestinationId, DestinationsFull> {
         if let Some(id) = self.by_key.get(&key).copied()
             && let Some(Some(known)) = self.by_id.get_mut(id.index())
@@ -114,9 +113,8 @@ impl Destinations {
             return Ok(id);
         }
         let free = self.by_id.iter().position(Option::is_none).unwrap_or(self.by_id.len());
-        let id = u32::try_from(free).ok().filter(|_| free < counters.len());
-        let id = DestinationId(id.ok_or(DestinationsFull)?);
-        let before = counters[free].read();
+        let id = DestinationId(u32::try_from(free).map_err(|_| DestinationsFull)?);
+        let before = counters.destination(id).ok_or(DestinationsFull)?;
         if free == self.by_id.len() {
             self.by_id.push(None);
         }
@@ -200,8 +198,7 @@ impl Destinations {
 impl Known {
     /// What happened since it got its number. Gauges are as they are.
     #[must_use]
-    pub fn reading(&self, counters: &DestinationCounters) -> DestinationReading {
-        let now = counters.read();
+    pub fn reading(&self, now: &DestinationReading) -> DestinationReading {
         DestinationReading {
             connections: now.connections.wrapping_sub(self.before.connections),
             active: now.active,
@@ -215,11 +212,16 @@ impl Known {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::counters::Counters;
+    use crate::dataplane::ids::VipId;
     use crate::dataplane::service::DfPolicy;
+    use std::net::IpAddr;
 
     fn key(real: u32) -> DestinationKey {
-        DestinationKey { service: "db".into(), vip: VipId(0), real: RealId(real) }
+        DestinationKey {
+            service: "db".into(),
+            vip: IpAddr::from([192, 0, 2, 1]).into(),
+            real: RealId(real),
+        }
     }
 
     fn destination(real: u32) -> Destination {
@@ -234,15 +236,21 @@ mod tests {
 
     #[test]
     fn numbers_stay_until_flows_have_ended() {
-        let counters = Counters::new(3);
-        let counters = &counters.destinations;
+        let counters = &AllCounters::new(3, 2);
         let mut known = Destinations::default();
         let configure = |known: &mut Destinations, real| {
             known.configure(key(real), destination(real), counters)
         };
         assert_eq!(configure(&mut known, 1), Ok(DestinationId(0)));
         assert_eq!(configure(&mut known, 2), Ok(DestinationId(1)));
-        counters[0].packets.add(7);
+        for worker in counters.workers() {
+            worker.traffic[0].packets.add(7);
+        }
+        let reading = |known: &Destinations| {
+            let id = DestinationId(0);
+            known.get(id).unwrap().reading(&counters.destination(id).unwrap())
+        };
+        assert_eq!(reading(&known).packets, 14, "both workers' together");
 
         known.begin();
         assert_eq!(configure(&mut known, 2), Ok(DestinationId(1)));
@@ -258,8 +266,7 @@ mod tests {
         assert_eq!(known.retain(|_, _| true), 1);
         assert_eq!(known.get(DestinationId(0)).map(|k| &k.key), None);
         assert_eq!(configure(&mut known, 4), Ok(DestinationId(0)));
-        let reading = known.get(DestinationId(0)).unwrap().reading(&counters[0]);
-        assert_eq!(reading.packets, 0, "a new one begins at zero");
+        assert_eq!(reading(&known).packets, 0, "a new one begins at zero");
         assert_eq!(known.adopt(key(4), destination(4), counters), Ok(DestinationId(0)));
     }
 }

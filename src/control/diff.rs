@@ -1,7 +1,7 @@
 //! What differs between two configurations, in words and in what it does to connections.
 
 use super::admin::api::Change;
-use super::config::{Config, Persistence, Service};
+use super::config::{Check, Config, Persistence, Service};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -48,11 +48,19 @@ pub fn changes(
     flows: impl Fn(&str, Option<IpAddr>) -> u64,
 ) -> Vec<Change> {
     let mut changes = Vec::new();
-    if old.tunnel != new.tunnel {
+    let outer = |c: &Config| (c.tunnel.sources().collect::<Vec<_>>(), c.tunnel.ttl);
+    if outer(old) != outer(new) {
         changes.push(Change {
             what: "[tunnel] differs".to_owned(),
             effect: "holds for the next packet of every connection".to_owned(),
             connections: old.services.iter().map(|s| flows(&s.name, None)).sum(),
+        });
+    }
+    if old.health != new.health {
+        changes.push(Change {
+            what: "[health] differs".to_owned(),
+            effect: "checks come from other addresses or ports; what is known stays".to_owned(),
+            connections: 0,
         });
     }
     let leaving =
@@ -125,6 +133,13 @@ fn service_changes(
         let what = format!("one_packet {} -> {}", old.one_packet, new.one_packet);
         push(what, "holds for datagrams without a connection; those there are go on", 0);
     }
+    if old.check != new.check {
+        let show = |check: &Option<Check>| {
+            check.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)
+        };
+        let what = format!("check {} -> {}", show(&old.check), show(&new.check));
+        push(what, "holds from the next check on; what is known of real servers stays", 0);
+    }
     if old.persistence != new.persistence {
         let show = |p: &Option<Persistence>| {
             p.as_ref().map_or("none".to_owned(), |p| {
@@ -138,6 +153,10 @@ fn service_changes(
         };
         let what = format!("persistence {} -> {}", show(&old.persistence), show(&new.persistence));
         push(what, "holds for new connections", 0);
+    }
+    if old.limits != new.limits {
+        let what = format!("limits {} -> {}", old.limits, new.limits);
+        push(what, "hold for new connections, counted afresh", 0);
     }
     if old.timeouts != new.timeouts {
         push("timeouts differ".to_owned(), "hold from each connection's next packet", all);
@@ -190,6 +209,17 @@ fn real_changes(
                 push(what, "its share of new connections follows", 0);
             }
             (Some(_) | None, Some(_) | None) => {}
+        }
+        let tunnel = |s: &Service| s.reals.iter().find(|r| r.address == address).map(|r| r.tunnel);
+        if let (Some(before), Some(after)) = (tunnel(old), tunnel(new))
+            && before != after
+        {
+            push(
+                format!("real server {address} tunnel {before} -> {after}"),
+                "connections there are go on by the way they began, as draining ones; new ones go \
+                 by the new one",
+                connections,
+            );
         }
         let thresholds = |s: &Service| {
             let real = s.reals.iter().find(|r| r.address == address)?;
@@ -245,11 +275,32 @@ mod tests {
                 "10.0.0.2\"\nmax_connections = 9\nmin_connections = 5",
                 "real server 10.0.0.2 threshold none -> 9 down to 5 [0]",
             ),
+            (
+                "10.0.0.2\"",
+                "10.0.0.2\"\ntunnel = \"gue\"",
+                "real server 10.0.0.2 tunnel ipip -> gue port 6080 [3] connections there are go on",
+            ),
+            (
+                "\"eth0\"\n",
+                "\"eth0\"\n[tunnel]\nsource = [\"10.9.0.1\", \"10.9.0.2\"]\n",
+                "[tunnel] differs [14]",
+            ),
             ("port = 80", "port = 80\nscheduler = \"wrr\"", "web: scheduler maglev -> wrr [0]"),
             ("port = 80", "port = 80\ntimeouts = { udp = \"9s\" }", "web: timeouts differ [7]"),
             ("port = 80", "port = 80\ndf = \"clear\"", "web: df differs [7]"),
             ("port = 80", "port = 80\nscheduler = \"wlc\"", "web: scheduler maglev -> wlc [0]"),
             ("port = 80", "port = 80\npersistence = {}", "persistence none -> 5m by /32 and /64"),
+            (
+                "port = 80",
+                "port = 80\ncheck = { kind = \"tcp\" }",
+                "web: check none -> tcp port 80 every 2s within 1s, rise 2, fall 3, down every 5s, \
+                 initial down [0]",
+            ),
+            (
+                "[[service]]\nname = \"db\"",
+                "[health]\nports = \"62000-65000\"\n[[service]]\nname = \"db\"",
+                "[health] differs [0]",
+            ),
         ];
         for (from, to, expected) in cases {
             let lines = lines(from, to);

@@ -51,16 +51,18 @@ pub fn offline_snapshot(
     let reals = Directory::new(entries(REAL_CAPACITY));
     let vips = Directory::new(entries(VIP_CAPACITY));
     let counters =
-        crate::dataplane::counters::Counters::new(super::destinations::DESTINATION_CAPACITY);
+        crate::dataplane::counters::AllCounters::new(super::destinations::DESTINATION_CAPACITY, 1);
     let mut world = World::new(reals, vips, key);
-    world.enter(config, &counters.destinations)?;
+    world.enter(config, &counters)?;
     let survey = Survey::default();
     let around = Surroundings {
         survey: &survey,
         tap_mac: [0; 6],
         client_mac: None,
         cookies: CookieRoot { secret: [0; 16], epoch: 0 },
-        counters: &counters.destinations,
+        counters: counters.destinations(),
+        // Without a director nothing is checked.
+        health: &super::health::Board::default(),
     };
     world.snapshot(config, key, &around, |_| None, None)
 }
@@ -77,6 +79,16 @@ pub struct Live<'a> {
 impl Live<'_> {
     /// Nothing: no director runs, nobody has a connection.
     pub const NOTHING: Live<'static> = Live { counters: &[], now: Time::ZERO };
+}
+
+impl Explained {
+    /// Adds how packets to the real server are carried, which `config` says.
+    pub fn add_tunnel(&mut self, config: &Config) {
+        let service = config.services.iter().find(|s| Some(&s.name) == self.service.as_ref());
+        let reals = service.map(|s| s.reals.as_slice()).unwrap_or_default();
+        let real = reals.iter().find(|real| Some(real.address) == self.real);
+        self.tunnel = real.map(|real| real.tunnel.to_string());
+    }
 }
 
 /// How a new flow would be placed. Flows and persistence that exist already are the live
@@ -97,8 +109,10 @@ pub fn explain(
         key_of: None,
         choice: None,
         real: None,
+        tunnel: None,
         connection: None,
         persisted: None,
+        unhealthy: Vec::new(),
         answer: String::new(),
     };
     let Some(vip) = services.vip(&packet::address(tuple.vip)) else {

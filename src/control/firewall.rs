@@ -9,9 +9,9 @@
 //! check` prints the accept rules a host needs. Adit's probes of real servers leave by the output
 //! hook and stay tracked.
 
+use crate::dataplane::vip_prefix::VipPrefix;
 use std::fmt::Write as _;
 use std::io;
-use std::net::IpAddr;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -51,8 +51,8 @@ pub struct Rules {
     pub tap: String,
     /// The client-facing interface.
     pub interface: String,
-    /// Every VIP.
-    pub vips: Vec<IpAddr>,
+    /// Every VIP, and every prefix of them.
+    pub vips: Vec<VipPrefix>,
 }
 
 impl Rules {
@@ -105,7 +105,11 @@ impl Rules {
     }
 
     fn family(&self, v4: bool) -> Vec<String> {
-        self.vips.iter().filter(|vip| vip.is_ipv4() == v4).map(IpAddr::to_string).collect()
+        // A set has no place for what one of its prefixes holds already.
+        let held =
+            |vip: &&VipPrefix| self.vips.iter().any(|other| other != *vip && other.covers(vip));
+        let vips = self.vips.iter().filter(|vip| vip.is_ipv4() == v4 && !held(vip));
+        vips.map(VipPrefix::to_string).collect()
     }
 }
 
@@ -207,6 +211,19 @@ mod tests {
     #[test]
     fn the_script_says_what_it_should() {
         insta::assert_snapshot!(rules().script());
+    }
+
+    #[test]
+    fn prefixes_are_one_element_each_and_swallow_what_lies_within() {
+        let vips = ["198.51.100.16/28", "198.51.100.20", "198.51.100.24/29", "192.0.2.1"];
+        let vips = vips.iter().map(|vip| vip.parse().unwrap()).collect();
+        let rules = Rules { vips, ..rules() };
+        let script = rules.script();
+        assert!(script.contains("daddr { 198.51.100.16/28, 192.0.2.1 } notrack"), "{script}");
+        if testing::own_network() {
+            runtime::block_on(rules.apply()).unwrap().unwrap();
+            assert!(listed().contains("198.51.100.16/28"), "{}", listed());
+        }
     }
 
     #[test]

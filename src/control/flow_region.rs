@@ -56,8 +56,8 @@ pub struct FlowRegion {
     vips: &'static [Entry],
     /// Persistence records.
     pub persistence: &'static [Entry],
-    /// Flow slots of the one worker.
-    pub flows: &'static [Slot],
+    /// Flow slots of each worker.
+    pub flows: Vec<&'static [Slot]>,
     /// The region before, where its flows must be entered again.
     pub before: Option<Before>,
     /// How it came about, for the log.
@@ -228,8 +228,7 @@ fn in_use(
         reals: parts.reals,
         vips: parts.vips,
         persistence: parts.persistence,
-        // One worker in this version; the geometry says so.
-        flows: parts.flows.first().copied().unwrap_or_default(),
+        flows: parts.flows,
         before: None,
         origin,
         lock,

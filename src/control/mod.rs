@@ -2,8 +2,10 @@
 //! the admin socket. What it decides reaches the data plane as one immutable snapshot.
 
 pub mod admin;
+pub mod announcement;
 pub mod build;
 pub mod config;
+pub mod cores;
 pub mod daemon;
 pub mod destinations;
 pub mod diff;
@@ -12,7 +14,9 @@ pub mod explain;
 pub mod finding;
 pub mod firewall;
 pub mod flow_region;
+pub mod health;
 pub mod host;
+pub mod import;
 pub mod metrics;
 pub mod netlink;
 pub mod runtime;

@@ -37,3 +37,7 @@ identifier! {
     /// adopted from an earlier process get theirs anew.
     DestinationId
 }
+
+/// Destinations there are numbers for: 65 536 counters take 2.5 MiB, and the largest
+/// configuration with a second one draining fits.
+pub const DESTINATION_CAPACITY: usize = 65_536;

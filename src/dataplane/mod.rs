@@ -3,6 +3,7 @@
 //! Architecture invariants: nothing in here does I/O, reads a clock, draws randomness or
 //! allocates after construction, and nothing in here imports `crate::io` or `crate::control`.
 
+pub mod admission;
 pub mod conntrack;
 pub mod counters;
 pub mod director;
@@ -14,6 +15,7 @@ pub mod neighbour;
 pub mod packet;
 pub mod path_mtu;
 pub mod persistence;
+pub mod probe;
 mod queues;
 pub mod rate_limit;
 pub mod region;
@@ -24,5 +26,8 @@ pub mod scheduler;
 pub mod service;
 mod slot_index;
 pub mod snapshot;
+pub mod spread;
+pub mod steering;
 pub mod time;
 pub mod verdict;
+pub mod vip_prefix;

@@ -35,6 +35,8 @@ pub mod protocol {
     pub const ROUTING: u8 = 43;
     /// Fragment header (IPv6).
     pub const FRAGMENT: u8 = 44;
+    /// Authentication header (RFC 4302); one of the extension headers of IPv6.
+    pub const AUTHENTICATION: u8 = 51;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
     /// Destination options (IPv6).
@@ -56,6 +58,14 @@ pub mod tcp_flag {
 /// IPv6 extension headers that are walked before a packet is refused. Real chains have at most
 /// four (RFC 8200 §4.1 lists each once, destination options twice).
 const EXTENSION_HEADER_BOUND: usize = 8;
+
+/// Identification of an IPv4 packet that was parsed; 0 for IPv6.
+pub fn ipv4_identification(packet: &[u8]) -> u16 {
+    match packet {
+        [first, _, _, _, high, low, ..] if first >> 4 == 4 => u16::from_be_bytes([*high, *low]),
+        _ => 0,
+    }
+}
 
 /// An address of either family: IPv4 as IPv4-mapped IPv6.
 pub type Address = [u8; 16];
@@ -313,11 +323,18 @@ fn walk_extension_headers(packet: &[u8]) -> Result<ExtensionChain, PacketError> 
     for _ in 0..EXTENSION_HEADER_BOUND {
         let header = &packet[chain.offset..];
         match chain.protocol {
-            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS => {
+            protocol::HOP_BY_HOP
+            | protocol::ROUTING
+            | protocol::AUTHENTICATION
+            | protocol::DESTINATION_OPTIONS => {
                 if header.len() < 8 {
                     return Err(truncated("IPv6 extension header", 8, header.len()));
                 }
-                let length = (usize::from(header[1]) + 1) * 8;
+                let length = match chain.protocol {
+                    // In units of 4 bytes, less two (RFC 4302 §2.2).
+                    protocol::AUTHENTICATION => (usize::from(header[1]) + 2) * 4,
+                    _ => (usize::from(header[1]) + 1) * 8,
+                };
                 if header.len() < length {
                     return Err(truncated("IPv6 extension header", length, header.len()));
                 }

@@ -15,13 +15,19 @@
 //! has a flow of his own, and knows which real server it is on, has 256, since a router's honest
 //! errors must not be shut out by a handful of packets.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use super::{
     icmp::{self, ErrorKind, ErrorMessage, Message, Unreachable},
     ids::RealId,
     packet::{Address, Datagram, Family, Quote},
-    snapshot::Snapshot,
+    snapshot::{RealServer, RealServers, Snapshot},
     time::Time,
     verdict::DropReason,
 };
@@ -42,19 +48,18 @@ const WRONG_COOKIES_MAX: u16 = 16;
 const WRONG_COOKIES_MAX_WITH_FLOW: u16 = 256;
 /// The minute.
 const WRONG_COOKIES_WINDOW: Duration = Duration::from_secs(60);
-/// Protocol numbers of packets in our tunnels: IPv4 and IPv6.
-const TUNNEL_PROTOCOLS: [u8; 2] = [adit_tunnel::PROTOCOL_IPV4, adit_tunnel::PROTOCOL_IPV6];
 /// What links there are, for routers that do not say their MTU (RFC 1191 §7.1), from the top.
 const PLATEAUS: [u16; 10] = [65535, 32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296];
 
-/// Identification of an outer IPv4 packet with DF: the XOR-fold of the first 8 bytes of the inner
-/// packet, and a secret. RFC 6864 §4.1 leaves the field free there; 0 is avoided, since some
+/// Identification of an outer IPv4 packet with DF: the XOR-fold of the first 8 bytes behind the outer
+/// header, and a secret. RFC 6864 §4.1 leaves the field free there; 0 is avoided, since some
 /// middleboxes fill it in.
 ///
-/// The bytes hold the inner length and identification (IPv4) or flow label (IPv6), nothing that a
-/// router changes under way.
-pub fn cookie(inner: &[u8], secret: u16) -> u16 {
-    let pairs = inner.as_chunks().0.iter().take(4);
+/// With IP in IP the bytes hold the inner length and identification (IPv4) or flow label (IPv6), with
+/// GRE its header, with GUE ports, length and checksum of UDP: nothing that a router changes under
+/// way.
+pub fn cookie(payload: &[u8], secret: u16) -> u16 {
+    let pairs = payload.as_chunks().0.iter().take(4);
     match pairs.fold(secret, |folded, pair| folded ^ u16::from_be_bytes(*pair)) {
         0 => 0xffff,
         cookie => cookie,
@@ -143,35 +148,74 @@ pub struct LearnedMtu {
     pub expires: Time,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// A number of 16 bits and a time in one word, so that both change at once. The time is kept to
+/// 2¹⁶ ns (66 µs).
+#[derive(Debug, Default)]
+struct Dated(AtomicU64);
+
+impl Dated {
+    /// Bits that the number takes of the time's.
+    const NUMBER: u64 = 0xffff;
+
+    const fn split(word: u64) -> (u16, Time) {
+        #[expect(clippy::cast_possible_truncation, reason = "the lower half is meant")]
+        let number = word as u16;
+        (number, Time(word & !Self::NUMBER))
+    }
+
+    const fn joined(number: u16, time: Time) -> u64 {
+        time.0 & !Self::NUMBER | number as u64
+    }
+
+    fn get(&self) -> (u16, Time) {
+        // Relaxed: it guards no other memory.
+        Self::split(self.0.load(Relaxed))
+    }
+
+    /// Puts `change` of what is there in its place, unless that is `None`; whether it was.
+    fn update(&self, mut change: impl FnMut(u16, Time) -> Option<(u16, Time)>) -> bool {
+        let change = |word| {
+            let (number, time) = Self::split(word);
+            change(number, time).map(|(number, time)| Self::joined(number, time))
+        };
+        self.0.fetch_update(Relaxed, Relaxed, change).is_ok()
+    }
+}
+
+/// What all workers know of the path to a real server.
+#[derive(Debug, Default)]
 struct Path {
-    /// Learned MTU, in force until `expires`.
-    mtu: u16,
-    expires: Time,
-    /// Identification of the last packet without DF. IPv6 uses all of it for its fragments, which
-    /// 16 bits would repeat within reassembly's 60 s (RFC 8200 §4.5); IPv4 has the lower half.
-    identification: u32,
-    /// Wrong cookies since `window`.
-    wrong_cookies: u16,
-    window: Time,
+    /// Learned MTU, and until when it is in force.
+    learned: Dated,
+    /// Wrong cookies, and since when they are counted.
+    wrong_cookies: Dated,
 }
 
 impl Path {
     fn learned(&self, now: Time) -> Option<u16> {
-        (now < self.expires).then_some(self.mtu)
+        let (mtu, expires) = self.learned.get();
+        (now < expires).then_some(mtu)
     }
 
-    fn count_wrong_cookie(&mut self, now: Time) {
-        if now.saturating_since(self.window) >= WRONG_COOKIES_WINDOW {
-            self.window = now;
-            self.wrong_cookies = 0;
-        }
-        self.wrong_cookies = self.wrong_cookies.saturating_add(1);
+    fn count_wrong_cookie(&self, now: Time) {
+        self.wrong_cookies.update(|count, window| {
+            let ended = now.saturating_since(window) >= WRONG_COOKIES_WINDOW;
+            Some(if ended { (1, now) } else { (count.saturating_add(1), window) })
+        });
     }
 
     /// Whether so many cookies were wrong that one more guess may not be had.
     fn is_under_attack(&self, now: Time, limit: u16) -> bool {
-        self.wrong_cookies >= limit && now.saturating_since(self.window) < WRONG_COOKIES_WINDOW
+        let (count, window) = self.wrong_cookies.get();
+        count >= limit && now.saturating_since(window) < WRONG_COOKIES_WINDOW
+    }
+
+    /// Takes over an MTU if it is lower than the one in force, which is at most `link_mtu`.
+    fn lower(&self, now: Time, link_mtu: u16, mtu: u16) -> bool {
+        self.learned.update(|present, expires| {
+            let present = if now < expires { present.min(link_mtu) } else { link_mtu };
+            (mtu < present).then_some((mtu, now + MTU_LIFETIME))
+        })
     }
 }
 
@@ -198,8 +242,8 @@ impl Claim<'_> {
     }
 
     fn cookie_is_right(&self, secrets: [u16; 2]) -> bool {
-        let inner = &self.quoted[self.message.quote.header_len..];
-        secrets.iter().any(|secret| cookie(inner, *secret) == self.message.quote.identification)
+        let payload = &self.quoted[self.message.quote.header_len..];
+        secrets.iter().any(|secret| cookie(payload, *secret) == self.message.quote.identification)
     }
 
     /// The MTU that is claimed, if it is one that can be: floored, and guessed where an old router
@@ -234,9 +278,9 @@ fn saturating_u16(mtu: u32) -> u16 {
 }
 
 /// The flow of the packet in the tunnel, if the quote reaches to its ports and it is no later
-/// fragment.
-fn inner_quote(outer: &Quote, quoted: &[u8]) -> Option<InnerQuote> {
-    let bytes = &quoted[outer.header_len..];
+/// fragment. `between` bytes stand between it and the outer IP header.
+fn inner_quote(outer: &Quote, quoted: &[u8], between: usize) -> Option<InnerQuote> {
+    let bytes = quoted.get(outer.header_len + between..)?;
     let inner = Quote::parse(bytes).ok()?;
     let (source_port, destination_port) = inner.ports(bytes)?;
     Some(InnerQuote {
@@ -249,17 +293,53 @@ fn inner_quote(outer: &Quote, quoted: &[u8]) -> Option<InnerQuote> {
     })
 }
 
-/// Path MTUs and identifications of all tunnels of one worker, by [`RealId`].
+/// The flow that an ICMP error about an outer packet quotes, where it is whole enough to say: its
+/// owner is the worker that can check the rest.
+pub fn quoted_flow(packet: &[u8], reals: &RealServers) -> Option<InnerQuote> {
+    let datagram = Datagram::parse(packet).ok()?;
+    let Ok(Message::Error(message)) = icmp::classify(&datagram, packet) else { return None };
+    let quote = &message.quote;
+    let quoted = &packet[message.quote_range()];
+    let mut servers = reals.of_tunnel(&quote.source, &quote.destination);
+    servers.find_map(|(_, server)| inner_quote(quote, quoted, wrote(server, quote, quoted)?))
+}
+
+/// Bytes between the outer IP header and the inner packet, if a quoted packet is one that the tunnel
+/// to `server` carries.
+fn wrote(server: &RealServer, quote: &Quote, quoted: &[u8]) -> Option<usize> {
+    let kind = server.outers.encapsulation()?;
+    kind.wrote(quote.protocol, &quoted[quote.header_len..]).then(|| kind.len())
+}
+
+/// Path MTUs of all tunnels, which workers share, and one worker's identifications; by [`RealId`].
 pub struct PathMtus {
-    paths: Box<[Path]>,
+    paths: Arc<[Path]>,
+    /// Identification of the last packet without DF. IPv6 uses all of it for its fragments, which
+    /// 16 bits would repeat within reassembly's 60 s (RFC 8200 §4.5); IPv4 has the lower half.
+    identifications: Box<[u32]>,
     /// Identifications for ids beyond `paths`.
     spare_identification: u32,
+    /// From one identification to the next: a power of two, so that those of two workers never
+    /// meet, not even in their lower halves.
+    stride: u32,
 }
 
 impl PathMtus {
     /// For real servers with ids below `capacity`. The others are used at their link's MTU.
     pub fn new(capacity: usize) -> Self {
-        Self { paths: vec![Path::default(); capacity].into(), spare_identification: 0 }
+        Self::worker((0..capacity).map(|_| Path::default()).collect(), 0, 1)
+    }
+
+    /// The same for each of so many workers: what one learns, all know.
+    pub fn for_workers(capacity: usize, workers: u16) -> impl Iterator<Item = Self> {
+        let paths: Arc<[Path]> = (0..capacity).map(|_| Path::default()).collect();
+        let stride = u32::from(workers).next_power_of_two();
+        (0..u32::from(workers)).map(move |first| Self::worker(Arc::clone(&paths), first, stride))
+    }
+
+    fn worker(paths: Arc<[Path]>, first: u32, stride: u32) -> Self {
+        let identifications = vec![first; paths.len()].into();
+        Self { paths, identifications, spare_identification: first, stride }
     }
 
     /// Path MTU to a real server: what was learned in the last 10 minutes, at most the link's MTU.
@@ -271,21 +351,22 @@ impl PathMtus {
     /// Identification for the next packet without DF to a real server; its lower half, which is
     /// IPv4's, is never 0.
     pub fn next_identification(&mut self, real: RealId) -> u32 {
-        let last = match self.paths.get_mut(real.index()) {
-            Some(path) => &mut path.identification,
+        let last = match self.identifications.get_mut(real.index()) {
+            Some(identification) => identification,
             None => &mut self.spare_identification,
         };
-        *last = last.wrapping_add(1);
+        *last = last.wrapping_add(self.stride);
         if last.trailing_zeros() >= u16::BITS {
-            *last += 1;
+            *last = last.wrapping_add(self.stride);
         }
         *last
     }
 
     /// What was learned and holds now.
     pub fn learned(&self, now: Time) -> impl Iterator<Item = LearnedMtu> {
-        (0..).map(RealId).zip(&self.paths).filter_map(move |(real, path)| {
-            path.learned(now).map(|mtu| LearnedMtu { real, mtu, expires: path.expires })
+        (0..).map(RealId).zip(self.paths.iter()).filter_map(move |(real, path)| {
+            let (mtu, expires) = path.learned.get();
+            (now < expires).then_some(LearnedMtu { real, mtu, expires })
         })
     }
 
@@ -307,19 +388,19 @@ impl PathMtus {
             Ok(Message::EchoRequest | Message::Unsupported) => return OuterError::NotOurs,
             Err(reason) => return OuterError::Malformed(reason),
         };
-        if !TUNNEL_PROTOCOLS.contains(&message.quote.protocol) {
-            return OuterError::NotOurs;
-        }
         let quote = &message.quote;
         let mut outcome = OuterError::NotOurs;
-        // Two ids share a tunnel only while one that was removed still has flows.
+        let quoted = &packet[message.quote_range()];
+        // Two ids share a tunnel while one that was removed still has flows, and where one address
+        // is reached by several kinds: what the packet is tells those apart.
         for (real, server) in snapshot.reals.of_tunnel(&quote.source, &quote.destination) {
+            let Some(between) = wrote(server, quote, quoted) else { continue };
             // An error goes to who sent the packet it is about (RFC 1122 §3.2.2, RFC 4443 §2.2).
             if datagram.destination != quote.source {
                 return OuterError::Malformed(DropReason::Malformed);
             }
-            let quoted = &packet[message.quote_range()];
-            let claim = Claim { message: &message, quoted, inner: inner_quote(quote, quoted) };
+            let inner = inner_quote(quote, quoted, between);
+            let claim = Claim { message: &message, quoted, inner };
             outcome = match self.prove(now, real, server.cookie_secrets, &claim, &mut flow) {
                 Proof::Valid => return self.believe(now, real, server.link_mtu, &claim),
                 Proof::Forged => OuterError::Forged,
@@ -337,7 +418,7 @@ impl PathMtus {
         claim: &Claim<'_>,
         flow: impl FnOnce(&InnerQuote) -> FlowCheck,
     ) -> Proof {
-        let Some(path) = self.paths.get_mut(real.index()) else {
+        let Some(path) = self.paths.get(real.index()) else {
             return Proof::Ignored;
         };
         let flow = claim.inner.as_ref().map(flow);
@@ -375,11 +456,8 @@ impl PathMtus {
         link_mtu: u16,
         claimed: Option<u16>,
     ) -> OuterError {
-        let present = self.mtu(now, real, link_mtu);
-        match (claimed, self.paths.get_mut(real.index())) {
-            (Some(mtu), Some(path)) if mtu < present => {
-                path.mtu = mtu;
-                path.expires = now + MTU_LIFETIME;
+        match (claimed, self.paths.get(real.index())) {
+            (Some(mtu), Some(path)) if path.lower(now, link_mtu, mtu) => {
                 OuterError::Updated { real, mtu }
             }
             (Some(_), _) => OuterError::Counted { real, kind: OuterNotice::NoNews },

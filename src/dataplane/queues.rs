@@ -43,6 +43,12 @@ impl Queues {
         (oldest != NONE).then_some(oldest)
     }
 
+    /// The one that came after `slot`, which is in a queue.
+    pub(super) fn next(&self, slot: u32) -> Option<u32> {
+        let next = self.links[slot as usize].next;
+        (next != NONE).then_some(next)
+    }
+
     /// Puts a slot that is in no queue at the new end.
     pub(super) fn push(&mut self, queue: usize, slot: u32) {
         let ends = &mut self.ends[queue];
@@ -124,7 +130,8 @@ mod tests {
                     (None, _) => prop_assert_eq!(queues.pop(queue), model[queue].pop_front()),
                 }
                 for (queue, model) in model.iter().enumerate() {
-                    prop_assert_eq!(queues.oldest(queue), model.front().copied());
+                    let walk = std::iter::successors(queues.oldest(queue), |&at| queues.next(at));
+                    prop_assert!(model.iter().copied().eq(walk));
                 }
             }
             for (queue, model) in model.iter().enumerate() {

@@ -10,6 +10,11 @@
 //! burst; the total holds regardless. The table's hash is seeded, so that nobody can choose
 //! addresses that share a set with a victim's.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
 use ahash::RandomState;
 
 use super::{
@@ -79,14 +84,20 @@ impl Default for RateLimits {
 }
 
 /// A token bucket: the time at which it is full again, in nanoseconds since boot.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Bucket {
-    full_at: u64,
+    full_at: AtomicU64,
+}
+
+/// What is in a bucket: when it is full again.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Level {
+    pub(super) full_at: u64,
 }
 
 /// A [`Rate`] in the units of a [`Bucket`].
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+pub(super) struct Pace {
     interval: u64,
     /// The deepest a bucket may be in debt for a token to be left.
     depth: u64,
@@ -106,9 +117,29 @@ impl From<Rate> for Pace {
 }
 
 impl Bucket {
-    /// What the bucket becomes when a token is taken; `None` when it has none.
+    /// Whether the bucket has a token left; `full_at` is its state.
     #[inline]
-    fn take(self, now: Time, pace: Pace) -> Option<Self> {
+    fn has_token(full_at: u64, now: Time, pace: Pace) -> bool {
+        Level { full_at }.take(now, pace).is_some()
+    }
+
+    fn full_at(&self) -> u64 {
+        self.full_at.load(Relaxed)
+    }
+
+    /// Takes a token. Where another worker has just taken the last one the bucket goes into debt,
+    /// which it pays back: in the long run the rate holds exactly.
+    fn take(&self, now: Time, pace: Pace) {
+        let taken = |full_at: u64| Some(full_at.max(now.0).saturating_add(pace.interval));
+        // Relaxed: a bucket guards no other memory. It cannot fail, since there is always a value.
+        let _ = self.full_at.fetch_update(Relaxed, Relaxed, taken);
+    }
+}
+
+impl Level {
+    /// What it becomes when a token is taken; `None` when there is none.
+    #[inline]
+    pub(super) fn take(self, now: Time, pace: Pace) -> Option<Self> {
         let from = self.full_at.max(now.0);
         let full_at = from.checked_add(pace.interval)?;
         (from - now.0 <= pace.depth).then_some(Self { full_at })
@@ -116,14 +147,21 @@ impl Bucket {
 }
 
 /// The bucket of one client prefix. A tag of zero marks a free one.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct ClientBucket {
-    tag: u64,
+    tag: AtomicU64,
     bucket: Bucket,
 }
 
-/// Decides whether Adit may emit. One per worker.
+/// Decides whether Adit may emit. A clone has the same buckets: workers share them, so that limits
+/// hold for all together. Two that take at the same moment may both have the last token; and where
+/// they replace the same idle prefix, one of the new ones may begin with a bucket that is not full.
+#[derive(Clone)]
 pub struct RateLimiter {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
     total: (Pace, Bucket),
     kinds: (Pace, [Bucket; Emission::ALL.len()]),
     client: Pace,
@@ -135,34 +173,42 @@ impl RateLimiter {
     /// A limiter whose buckets are full. `seed` is random and secret. All memory is taken here.
     pub fn new(limits: &RateLimits, seed: [u64; 4]) -> Self {
         let sets = limits.clients.div_ceil(WAYS).max(1).next_power_of_two();
-        Self {
+        let shared = Shared {
             total: (limits.total.into(), Bucket::default()),
             kinds: (limits.kind.into(), Default::default()),
             client: limits.client.into(),
-            sets: vec![Default::default(); sets].into_boxed_slice(),
+            sets: (0..sets).map(|_| Default::default()).collect(),
             hasher: RandomState::with_seeds(seed[0], seed[1], seed[2], seed[3]),
-        }
+        };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Whether one packet may be sent to `client` now; takes a token for it if so. Nothing is
     /// taken from anybody unless everybody has one left.
-    pub fn allow(&mut self, now: Time, kind: Emission, client: &Address) -> bool {
-        self.take(now, kind, client).is_some()
+    pub fn allow(&self, now: Time, kind: Emission, client: &Address) -> bool {
+        let Shared { total, kinds, client: pace, sets, .. } = &*self.shared;
+        let (set, way, tag) = self.shared.client_bucket(client);
+        let found = &sets[set][way];
+        let is_known = found.tag.load(Relaxed) == tag;
+        let before = if is_known { found.bucket.full_at() } else { 0 };
+        let of_kind = &kinds.1[kind as usize];
+        let allowed = Bucket::has_token(before, now, *pace)
+            && Bucket::has_token(of_kind.full_at(), now, kinds.0)
+            && Bucket::has_token(total.1.full_at(), now, total.0);
+        if allowed {
+            if !is_known {
+                found.bucket.full_at.store(0, Relaxed);
+                found.tag.store(tag, Relaxed);
+            }
+            found.bucket.take(now, *pace);
+            of_kind.take(now, kinds.0);
+            total.1.take(now, total.0);
+        }
+        allowed
     }
+}
 
-    fn take(&mut self, now: Time, kind: Emission, client: &Address) -> Option<()> {
-        let (set, way, tag) = self.client_bucket(client);
-        let found = self.sets[set][way];
-        let before = if found.tag == tag { found.bucket } else { Bucket::default() };
-        let of_client = before.take(now, self.client)?;
-        let of_kind = self.kinds.1[kind as usize].take(now, self.kinds.0)?;
-        let total = self.total.1.take(now, self.total.0)?;
-        self.sets[set][way] = ClientBucket { tag, bucket: of_client };
-        self.kinds.1[kind as usize] = of_kind;
-        self.total.1 = total;
-        Some(())
-    }
-
+impl Shared {
     /// Where the bucket of a client is, or would be: its set, its way, its tag.
     fn client_bucket(&self, client: &Address) -> (usize, usize, u64) {
         let prefix = ClientPrefix::new(ip_addr(client), IPV4_PREFIX, IPV6_PREFIX);
@@ -172,8 +218,10 @@ impl RateLimiter {
         let set = hash as usize & (self.sets.len() - 1);
         let tag = hash.max(1);
         let ways = &self.sets[set];
-        let way = ways.iter().position(|way| way.tag == tag).unwrap_or_else(|| {
-            let idle = (0..WAYS).min_by_key(|&way| (ways[way].tag != 0, ways[way].bucket.full_at));
+        let tag_of = |way: &ClientBucket| way.tag.load(Relaxed);
+        let way = ways.iter().position(|way| tag_of(way) == tag).unwrap_or_else(|| {
+            let idle =
+                (0..WAYS).min_by_key(|&way| (tag_of(&ways[way]) != 0, ways[way].bucket.full_at()));
             idle.unwrap_or(0)
         });
         (set, way, tag)
@@ -244,6 +292,28 @@ mod tests {
             let mut tries = |kind, last| allows(&mut limiter, at(0), kind, client(last));
             assert_eq!(tries(Emission::EchoReply, 2), other_client, "{limits:?}");
             assert_eq!(tries(Emission::Reset, 1), other_kind, "{limits:?}");
+        }
+    }
+
+    #[test]
+    fn workers_that_share_it_get_no_more_together() {
+        let rate = Rate { per_second: 1_000, burst: 40 };
+        for limits in [limits(rate, WIDE, WIDE), limits(WIDE, rate, WIDE), limits(WIDE, WIDE, rate)]
+        {
+            let limiter = RateLimiter::new(&limits, [1; 4]);
+            let count = |mut limiter: RateLimiter| {
+                let tries = (0..10_000).map(|step| at(step / 10));
+                tries.filter(|now| allowed(&mut limiter, *now, client(1), 1) == 1).count()
+            };
+            let counts: Vec<usize> = std::thread::scope(|scope| {
+                let workers = [0; 4].map(|_| scope.spawn(|| count(limiter.clone())));
+                workers.map(|worker| worker.join().unwrap()).to_vec()
+            });
+            // A second's rate and the burst; each worker may once have had a token too many, and
+            // those that are behind in time find the debt of the one that is ahead.
+            let sum: usize = counts.iter().sum();
+            assert!(sum <= 1_040 + 4, "{counts:?}");
+            assert!(sum >= 900, "{counts:?}");
         }
     }
 

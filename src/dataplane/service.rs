@@ -1,17 +1,19 @@
 //! Virtual services and how a packet finds its own: exact port, then range, then any.
 
-use std::{net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{cmp::Reverse, net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use ahash::AHashMap;
 
 use super::{
+    admission::Admission,
     conntrack::Timeouts,
     counters::DestinationCounters,
     hash::{ClientPrefix, FlowTuple, HashKey, PersistenceGroup, PlacementKey},
     ids::{DestinationId, VipId},
-    packet::{Address, protocol},
+    packet::{Address, address, protocol},
     scheduler::{Candidates, KeyedBy, Loads, Member, Scheduler, Threshold},
     time::Time,
+    vip_prefix::VipPrefix,
 };
 
 /// Protocol of a service.
@@ -72,10 +74,10 @@ pub struct PersistencePolicy {
 pub struct Service {
     /// Name in the config.
     pub name: Box<str>,
-    /// Its VIP in the directory.
-    pub vip: VipId,
-    /// The VIP itself.
-    pub address: IpAddr,
+    /// Its VIP, or the prefix all of whose addresses are.
+    pub prefix: VipPrefix,
+    /// Each address of `prefix` in the directory, in their order.
+    pub vips: Box<[VipId]>,
     /// Its protocol.
     pub protocol: Protocol,
     /// Its ports.
@@ -88,6 +90,8 @@ pub struct Service {
     pub destinations: Box<[DestinationId]>,
     /// Connection thresholds of each member, in the order of `members`; empty where none has any.
     pub thresholds: Box<[Option<Threshold>]>,
+    /// Limits on its new flows, if any.
+    pub admission: Option<Arc<Admission>>,
     /// Persistence, if any.
     pub persistence: Option<PersistencePolicy>,
     /// Idle timeouts of its flows.
@@ -164,36 +168,79 @@ struct PortRange {
 pub struct ServiceTable {
     services: Box<[Service]>,
     vips: AHashMap<Address, VipId>,
+    ports: PortIndex,
+}
+
+/// Places of services by VIP, protocol and port.
+#[derive(Default)]
+struct PortIndex {
     exact: AHashMap<(VipId, u8, u16), u32>,
-    ranges: AHashMap<(VipId, u8), Box<[PortRange]>>,
+    ranges: AHashMap<(VipId, u8), Vec<PortRange>>,
     any: AHashMap<(VipId, u8), u32>,
 }
 
-impl ServiceTable {
-    /// Indexes `services`; of two that claim the same port the first wins (config refuses that).
-    pub fn new(services: Vec<Service>) -> Self {
-        let mut table = Self::default();
-        let mut ranges: AHashMap<_, Vec<PortRange>> = AHashMap::default();
-        for (index, service) in (0u32..).zip(&services) {
-            let at = (service.vip, service.protocol.number());
-            table.vips.insert(super::packet::address(service.address), service.vip);
-            match &service.ports {
-                Ports::List(ports) => {
-                    for port in ports {
-                        table.exact.entry((at.0, at.1, *port)).or_insert(index);
+impl PortIndex {
+    /// Enters the ports of a service at one of its addresses, but for those that a service with a
+    /// longer prefix has taken there.
+    fn claim(&mut self, vip: VipId, service: &Service, index: u32, services: &[Service]) {
+        let protocol = service.protocol.number();
+        let at = (vip, protocol);
+        let is_longer = |place: u32| {
+            services
+                .get(place as usize)
+                .is_some_and(|s| s.prefix.length() > service.prefix.length())
+        };
+        // Exact ports of the other are found before ranges and any in any case.
+        let all_taken = self.any.get(&at).copied().is_some_and(is_longer);
+        match &service.ports {
+            _ if all_taken => {}
+            Ports::List(ports) => {
+                for port in ports {
+                    let taken = self.find(vip, protocol, *port);
+                    if !taken.is_some_and(is_longer) {
+                        self.exact.entry((vip, protocol, *port)).or_insert(index);
                     }
                 }
-                Ports::Range(range) => {
-                    let ports = range.clone();
-                    ranges.entry(at).or_default().push(PortRange { ports, service: index });
-                }
-                Ports::Any => {
-                    table.any.entry(at).or_insert(index);
-                }
+            }
+            Ports::Range(range) => {
+                let ports = range.clone();
+                self.ranges.entry(at).or_default().push(PortRange { ports, service: index });
+            }
+            Ports::Any => {
+                self.any.entry(at).or_insert(index);
             }
         }
-        table.ranges = ranges.into_iter().map(|(at, list)| (at, list.into())).collect();
-        table.services = services.into();
+    }
+
+    /// Exact port before range before any.
+    fn find(&self, vip: VipId, protocol: u8, port: u16) -> Option<u32> {
+        let at = (vip, protocol);
+        self.exact
+            .get(&(vip, protocol, port))
+            .copied()
+            .or_else(|| {
+                let ranges = self.ranges.get(&at)?;
+                ranges.iter().find(|range| range.ports.contains(&port)).map(|range| range.service)
+            })
+            .or_else(|| self.any.get(&at).copied())
+    }
+}
+
+impl ServiceTable {
+    /// Indexes `services`. Of two that claim the same port of the same address, the one with the
+    /// longer prefix wins, whatever the ports of the other; of two prefixes of one length the
+    /// first (config refuses that).
+    pub fn new(services: Vec<Service>) -> Self {
+        let mut table = Self { services: services.into(), ..Self::default() };
+        let services = &table.services;
+        let mut order: Vec<(u32, &Service)> = (0..).zip(services).collect();
+        order.sort_by_key(|(_, service)| Reverse(service.prefix.length()));
+        for (index, service) in order {
+            for (address_of_it, vip) in service.prefix.addresses().zip(&service.vips) {
+                table.vips.insert(address(address_of_it), *vip);
+                table.ports.claim(*vip, service, index, services);
+            }
+        }
         table
     }
 
@@ -214,19 +261,16 @@ impl ServiceTable {
         self.vips.iter().map(|(address, vip)| (address, *vip))
     }
 
-    /// The service of a packet: exact port before range before any.
+    /// The service of a packet: that with the longest prefix; at that exact port before range
+    /// before any.
     pub fn find(&self, vip: VipId, protocol: u8, port: u16) -> Option<&Service> {
-        let at = (vip, protocol);
-        let index = self
-            .exact
-            .get(&(vip, protocol, port))
-            .copied()
-            .or_else(|| {
-                let ranges = self.ranges.get(&at)?;
-                ranges.iter().find(|range| range.ports.contains(&port)).map(|range| range.service)
-            })
-            .or_else(|| self.any.get(&at).copied())?;
-        self.services.get(index as usize)
+        self.services.get(self.ports.find(vip, protocol, port)? as usize)
+    }
+
+    /// The services alone, to make another table of.
+    #[cfg(test)]
+    pub fn into_services(self) -> Vec<Service> {
+        self.services.into()
     }
 
     /// All services, in config order.

@@ -58,6 +58,9 @@ pub enum Verdict {
     },
     /// Not for Adit to answer; the kernel handles its own copy.
     Pass,
+    /// Handed over to the worker that has its flow, by [`Outlet::hand_over`]; the received slot is
+    /// free.
+    HandedOver,
     /// Held in a slot of the pool until its first fragment arrives; the received slot is free.
     Hold,
     /// Dropped, and counted under the reason.
@@ -100,6 +103,9 @@ drop_reasons! {
     NoService, "no_service", "No service at that VIP, port and protocol.";
     NoRealServer, "no_real_server", "No real server of the service may get new flows.";
     TableFull, "table_full", "The flow table is full of established flows and the scheduler is not a hash.";
+    ServiceLimited, "service_limited", "A new flow beyond what its service takes per second.";
+    ClientLimited, "client_limited", "A new flow beyond what its service takes of one client prefix per second.";
+    HalfOpenLimited, "half_open_limited", "A new flow of a service that has as many half-open ones as it may, of which none could give way.";
     NoFlow, "no_flow", "A segment of an unknown flow, where guessing its real server is impossible.";
     HopLimitExceeded, "hop_limit_exceeded", "TTL or hop limit ran out here.";
     PacketTooBig, "packet_too_big", "Too big for the tunnel's path, and no answer could be sent.";
@@ -111,9 +117,11 @@ drop_reasons! {
     IcmpUnsupported, "icmp_unsupported", "An ICMP message to a VIP that is neither echo request nor an error.";
     ForgedError, "forged_error", "An ICMP error about an outer packet whose cookie or quoted flow is wrong.";
     ErrorIgnored, "error_ignored", "An ICMP error about an outer packet while short quotes are ignored (too many wrong cookies).";
+    StaleProbe, "stale_probe", "A packet of a health check of a real server that is not checked any more.";
     NoEgress, "no_egress", "There is no path to the real server now.";
     NoScratch, "no_scratch", "No auxiliary slot was free for the pieces of a packet.";
     EgressFull, "egress_full", "The egress queue was full (EAGAIN or ENOBUFS).";
+    HandOverFull, "hand_over_full", "Another worker has the flow, and the ring of packets that wait for it was full.";
     EgressError, "egress_error", "The kernel refused the send with another error.";
 }
 
@@ -185,6 +193,18 @@ pub enum Account {
     Extra,
 }
 
+/// A frame on its way from one worker to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HandOver {
+    /// The worker that gets it, by its number.
+    pub to: u16,
+    /// Where it came in.
+    pub source: Source,
+    /// Whether `to` has its flow. Otherwise it is a fragment, and `to` the worker where those of its
+    /// datagram meet.
+    pub settled: bool,
+}
+
 /// What the core needs from its shell besides the received slot: auxiliary slots for outputs that
 /// do not fit it, and the event queue. Nothing here blocks or allocates.
 pub trait Outlet {
@@ -207,4 +227,9 @@ pub trait Outlet {
     fn release(&mut self, scratch: Self::Scratch);
     /// Queues an event for control; false when the queue is full.
     fn event(&mut self, event: Event) -> bool;
+    /// Queues a copy of a frame for another worker, in order; false when there is no room. A shell
+    /// with one worker has no others.
+    fn hand_over(&mut self, _hand_over: HandOver, _frame: &[u8]) -> bool {
+        false
+    }
 }

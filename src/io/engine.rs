@@ -1,7 +1,8 @@
 //! The packet loop of one worker: completions in, frames to the handler, sends out.
 
-use std::os::fd::AsFd;
 use std::time::Duration;
+
+use nix::errno::Errno;
 
 use super::clock;
 use super::engine_error::EngineError;
@@ -38,6 +39,8 @@ pub struct EngineConfig {
     pub neighbours: Vec<NeighbourSockets>,
     /// Sockets for errors about outer packets.
     pub outer_errors: Option<OuterErrorSockets>,
+    /// Which of the TAP's queues it reads.
+    pub queue: usize,
     /// Wakes the worker.
     pub waker: Waker,
 }
@@ -57,6 +60,7 @@ impl EngineConfig {
             aux_slots: Self::DEFAULT_AUX_SLOTS,
             neighbours: Vec::new(),
             outer_errors: None,
+            queue: 0,
             waker,
         }
     }
@@ -108,7 +112,8 @@ impl Engine {
     /// # Errors
     /// Says what is missing: io_uring, memory, files; `io_uring_disabled`, seccomp or limits.
     pub fn build(tap: &Tap, config: EngineConfig) -> Result<Self, EngineError> {
-        let EngineConfig { kind, slots, aux_slots, neighbours, outer_errors, waker } = config;
+        let EngineConfig { kind, slots, aux_slots, neighbours, outer_errors, queue, waker } =
+            config;
         // Ethernet and one VLAN tag in front of the network layer's MTU.
         let frame_capacity = tap.mtu() as usize + 14 + 4;
         let pool = SlotPool::new(slots + RESERVE, frame_capacity).map_err(EngineError::Memory)?;
@@ -117,7 +122,10 @@ impl Engine {
         let completions = (slots + RESERVE + aux_slots + BATCH).next_power_of_two();
         let ring = Ring::new(u32::try_from(completions).unwrap_or(u32::MAX))?;
 
-        let tap = duplicate(tap.as_fd())
+        let tap = tap
+            .queue(queue)
+            .ok_or(Errno::ENODEV)
+            .and_then(duplicate)
             .map_err(|errno| EngineError::Ring { action: "duplicate the TAP", errno })?;
         raise_file_limit();
         let mut exchange = Exchange::new(ring, pool, aux, tap, waker)?;
@@ -216,6 +224,7 @@ fn run_with(
         }
         let sources_left = exchange.read_sources(handler)?;
         more = receiver.continues(exchange, handler)? || sources_left || batch.len() == BATCH;
+        more |= exchange.take_inbox(handler)?;
 
         if now >= next_tick {
             next_tick = later(now, TICK);

@@ -18,7 +18,7 @@ const ETHERTYPE: u16 = 0x88b6;
 const PATH: EgressId = EgressId(7);
 
 fn open_tap() -> Tap {
-    let config = TapConfig { name: "io-t".into(), mtu: 1500, queue_length: 4096 };
+    let config = TapConfig { name: "io-t".into(), mtu: 1500, queue_length: 4096, queues: 1 };
     Tap::open(&config).unwrap()
 }
 

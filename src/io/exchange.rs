@@ -125,6 +125,13 @@ impl Exchange {
         self.send_pending(handler)
     }
 
+    /// Lets the handler take what other threads have left for it. `true` when there is more.
+    pub(super) fn take_inbox(&mut self, handler: &mut impl Handler) -> Result<bool, EngineError> {
+        let more = handler.inbox(&mut self.aux);
+        self.send_pending(handler)?;
+        Ok(more)
+    }
+
     /// Takes note of a frame from the TAP, for [`Exchange::deliver_received`].
     pub(super) fn receive(&mut self, slot: Slot, length: usize) {
         self.counters.tap_frames += 1;

@@ -65,6 +65,12 @@ pub trait Handler {
         aux: &mut AuxSlots,
     ) -> Disposition;
 
+    /// After each batch: the time to take what other threads have left for this one. `true` when
+    /// there is more to do at once, without waiting.
+    fn inbox(&mut self, _aux: &mut AuxSlots) -> bool {
+        false
+    }
+
     /// A send has completed; called exactly once for each one asked for, before its slot is used
     /// again. `EAGAIN` and `ENOBUFS`: the way out is full. `ENXIO`: the path is not installed.
     fn sent(&mut self, token: u32, result: Result<(), Errno>);
@@ -92,4 +98,17 @@ pub struct IoCounters {
     pub out_of_slots: u64,
     /// Times that the multishot read was armed.
     pub armed: u64,
+}
+
+impl std::ops::AddAssign for IoCounters {
+    /// Those of several engines together.
+    fn add_assign(&mut self, other: Self) {
+        let Self { batches, tap_frames, source_frames, source_errors, out_of_slots, armed } = other;
+        self.batches += batches;
+        self.tap_frames += tap_frames;
+        self.source_frames += source_frames;
+        self.source_errors += source_errors;
+        self.out_of_slots += out_of_slots;
+        self.armed += armed;
+    }
 }

@@ -37,6 +37,7 @@ mod probe;
 mod region;
 mod ring;
 mod slots;
+mod steering;
 mod tap;
 #[cfg(test)]
 mod testing;
@@ -52,5 +53,6 @@ pub use packet_socket::{JoinedGroups, NeighbourSockets, OuterErrorSockets, Packe
 pub use probe::{Choice, EngineKind, IoPreference, choose};
 pub use region::{Placement, Region, RegionError, StateDirectory};
 pub use slots::{AuxSlot, AuxSlots, HEADROOM};
+pub use steering::{SteeringError, SteeringProgram, SteeringRule};
 pub use tap::{Tap, TapConfig, TapError};
 pub use wake::{Waker, pin_current_thread};

@@ -120,8 +120,8 @@ impl JoinedGroups {
     }
 }
 
-/// Receives ICMP and ICMPv6 errors that quote a tunnel packet (protocol 4 or 41), IP header first,
-/// on all interfaces. AF_PACKET sees them before netfilter, which calls them INVALID.
+/// Receives ICMP and ICMPv6 errors that quote a tunnel packet (protocol 4, 41 or 47, or UDP that may
+/// be GUE), IP header first, on all interfaces. AF_PACKET sees them before netfilter, which calls them INVALID.
 #[derive(Debug)]
 pub struct OuterErrorSockets {
     pub(super) sockets: [OwnedFd; 2],
@@ -191,9 +191,11 @@ fn attach_filter(socket: &OwnedFd, filter: &[libc::sock_filter]) -> Result<(), E
 const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
 const LOAD_HALF: u16 = 0x28; // BPF_LD | BPF_H | BPF_ABS
 const LOAD_BYTE_INDEXED: u16 = 0x50; // BPF_LD | BPF_B | BPF_IND
+const LOAD_HALF_INDEXED: u16 = 0x48; // BPF_LD | BPF_H | BPF_IND
 const LOAD_HEADER_LENGTH: u16 = 0xb1; // BPF_LDX | BPF_B | BPF_MSH: X = 4 * (byte & 15)
 const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
 const JUMP_ABOVE: u16 = 0x25; // BPF_JMP | BPF_JGT | BPF_K
+const JUMP_AT_LEAST: u16 = 0x35; // BPF_JMP | BPF_JGE | BPF_K
 const JUMP_ANY_BIT: u16 = 0x45; // BPF_JMP | BPF_JSET | BPF_K
 const RETURN: u16 = 0x06; // BPF_RET | BPF_K
 /// Pseudo-offset of the packet type (SKF_AD_OFF + SKF_AD_PKTTYPE).
@@ -244,45 +246,62 @@ fn neighbour_messages() -> [libc::sock_filter; 9] {
     ]
 }
 
+/// Source ports of GUE begin here. Its destination port is the configuration's to choose and may
+/// change while the socket is open, so that it is left to the core to look at.
+const GUE_SOURCE_PORTS: u32 = 0xc000;
+
 /// ICMP types 3 (unreachable, fragmentation needed), 11 (time exceeded) and 12 (parameter problem)
-/// to this host, not a fragment, whose quote is of protocol 4 (RFC 2003) or 41 (RFC 4213).
-fn icmp_errors() -> [libc::sock_filter; 16] {
+/// to this host, not a fragment, whose quote is of protocol 4 (RFC 2003), 41 (RFC 4213) or 47 (GRE),
+/// or of UDP as GUE sends it. Outer headers have no options.
+fn icmp_errors() -> [libc::sock_filter; 20] {
     [
         load(LOAD_BYTE, PACKET_TYPE),
-        jump(JUMP_EQUAL, PACKET_HOST, 0, 13),
+        jump(JUMP_EQUAL, PACKET_HOST, 0, 17),
         load(LOAD_BYTE, 9),
-        jump(JUMP_EQUAL, 1, 0, 11),
+        jump(JUMP_EQUAL, 1, 0, 15),
         load(LOAD_HALF, 6),
-        jump(JUMP_ANY_BIT, 0x1fff, 9, 0),
+        jump(JUMP_ANY_BIT, 0x1fff, 13, 0),
         load(LOAD_HEADER_LENGTH, 0),
         load(LOAD_BYTE_INDEXED, 0),
         jump(JUMP_EQUAL, 3, 2, 0),
         jump(JUMP_EQUAL, 11, 1, 0),
-        jump(JUMP_EQUAL, 12, 0, 4),
+        jump(JUMP_EQUAL, 12, 0, 8),
         load(LOAD_BYTE_INDEXED, 8 + 9),
-        jump(JUMP_EQUAL, 4, 1, 0),
-        jump(JUMP_EQUAL, 41, 0, 1),
+        jump(JUMP_EQUAL, 4, 5, 0),
+        jump(JUMP_EQUAL, 41, 4, 0),
+        jump(JUMP_EQUAL, 47, 3, 0),
+        jump(JUMP_EQUAL, 17, 0, 3),
+        load(LOAD_HALF_INDEXED, 8 + 20),
+        jump(JUMP_AT_LEAST, GUE_SOURCE_PORTS, 0, 1),
         give(ACCEPT),
         give(REJECT),
     ]
 }
 
-/// ICMPv6 types 1 to 4 to this host whose quoted IPv6 header is followed by protocol 4 or 41
-/// (RFC 2473), or by a fragment header (outer fragments, RFC 2473 §7.1) and then one of them.
-fn icmpv6_errors() -> [libc::sock_filter; 14] {
+/// ICMPv6 types 1 to 4 to this host whose quoted IPv6 header is followed by protocol 4, 41
+/// (RFC 2473) or 47, by UDP as GUE sends it, or by a fragment header (outer fragments, RFC 2473
+/// §7.1) and then one of them.
+fn icmpv6_errors() -> [libc::sock_filter; 21] {
     [
         load(LOAD_BYTE, PACKET_TYPE),
-        jump(JUMP_EQUAL, PACKET_HOST, 0, 11),
+        jump(JUMP_EQUAL, PACKET_HOST, 0, 18),
         load(LOAD_BYTE, 6),
-        jump(JUMP_EQUAL, 58, 0, 9),
+        jump(JUMP_EQUAL, 58, 0, 16),
         load(LOAD_BYTE, 40),
-        jump(JUMP_EQUAL, 0, 7, 0),
-        jump(JUMP_ABOVE, 4, 6, 0),
+        jump(JUMP_EQUAL, 0, 14, 0),
+        jump(JUMP_ABOVE, 4, 13, 0),
         load(LOAD_BYTE, 48 + 6),
-        jump(JUMP_EQUAL, 44, 0, 1),
+        jump(JUMP_EQUAL, 44, 0, 4),
         load(LOAD_BYTE, 48 + 40),
-        jump(JUMP_EQUAL, 4, 1, 0),
-        jump(JUMP_EQUAL, 41, 0, 1),
+        jump(JUMP_EQUAL, 17, 0, 5),
+        load(LOAD_HALF, 48 + 40 + 8),
+        jump(JUMP_AT_LEAST, GUE_SOURCE_PORTS, 6, 7),
+        jump(JUMP_EQUAL, 17, 0, 2),
+        load(LOAD_HALF, 48 + 40),
+        jump(JUMP_AT_LEAST, GUE_SOURCE_PORTS, 3, 4),
+        jump(JUMP_EQUAL, 4, 2, 0),
+        jump(JUMP_EQUAL, 41, 1, 0),
+        jump(JUMP_EQUAL, 47, 0, 1),
         give(ACCEPT),
         give(REJECT),
     ]

@@ -146,6 +146,11 @@ fn errors_about_outer_packets_pass_and_nothing_else() {
         let options = ethernet(US, 0x0800, &ipv4(1, 0, 8, &icmp(3, &quote(4))));
         let not_icmp = ethernet(US, 0x0800, &ipv4(17, 0, 0, &icmp(3, &quote(4))));
         let short = ethernet(US, 0x0800, &ipv4(1, 0, 0, &icmp(3, &quote(4)[..9])));
+        let about_udp = |port: u16| {
+            let [high, low] = port.to_be_bytes();
+            let quote = ipv4(17, 0, 0, &[high, low, 0x17, 0xc0, 0, 32, 0, 0]);
+            ethernet(US, 0x0800, &ipv4(1, 0, 0, &icmp(3, &quote)))
+        };
         check(
             &sockets.sockets[0],
             &peer,
@@ -155,6 +160,10 @@ fn errors_about_outer_packets_pass_and_nothing_else() {
                 case("unreachable, 4 in 4", true, error(3, 4)),
                 case("time exceeded, 6 in 4", true, error(11, 41)),
                 case("parameter problem", true, error(12, 4)),
+                case("GRE", true, error(3, 47)),
+                case("GUE's first port", true, about_udp(49_152)),
+                case("GUE's last port", true, about_udp(65_535)),
+                case("UDP of others", false, about_udp(49_151)),
                 case("behind IP options", true, options),
                 case("first fragment", true, first_fragment),
                 case("later fragment", false, fragment),
@@ -173,6 +182,12 @@ fn errors_about_outer_packets_pass_and_nothing_else() {
         let fragments = |next: u8| {
             ethernet(US, 0x86dd, &ipv6(58, &icmp(2, &ipv6(44, &[next, 0, 0, 0, 0, 0, 0, 0]))))
         };
+        let udp = |port: u16| [&port.to_be_bytes()[..], &[0x17, 0xc0, 0, 32, 0, 0]].concat();
+        let about_udp = |port| ethernet(US, 0x86dd, &ipv6(58, &icmp(2, &ipv6(17, &udp(port)))));
+        let fragment_of_udp = |port| {
+            let payload = [&[17, 0, 0, 1, 0, 0, 0, 0][..], &udp(port)].concat();
+            ethernet(US, 0x86dd, &ipv6(58, &icmp(2, &ipv6(44, &payload))))
+        };
         check(
             &sockets.sockets[1],
             &peer,
@@ -184,7 +199,13 @@ fn errors_about_outer_packets_pass_and_nothing_else() {
                 case("time exceeded", true, error(3, 4)),
                 case("parameter problem", true, error(4, 41)),
                 case("outer fragments", true, fragments(41)),
-                case("fragments of UDP", false, fragments(17)),
+                case("outer fragments of GRE", true, fragments(47)),
+                case("outer fragments of GUE", true, fragment_of_udp(49_152)),
+                case("fragments of UDP", false, fragment_of_udp(49_151)),
+                case("later fragments of UDP", false, fragments(17)),
+                case("GRE", true, error(2, 47)),
+                case("GUE", true, about_udp(65_535)),
+                case("UDP of others", false, about_udp(49_151)),
                 case("type 0", false, error(0, 4)),
                 case("type 5", false, error(5, 4)),
                 case("echo reply", false, error(129, 4)),

@@ -20,18 +20,23 @@ pub struct TapConfig {
     pub mtu: u32,
     /// Frames the kernel queues in front of the reader before it drops (`txqueuelen`).
     pub queue_length: u32,
+    /// Queues, a reader each: 256 at most, as the kernel has it.
+    pub queues: u16,
 }
 
 impl TapConfig {
     /// Default of `queue_length`: at 1 million packets per second it bridges 4 ms in which the
-    /// worker does not read (a scheduling hiccup), the ring costs 32 kB.
+    /// worker does not read (a scheduling hiccup), the ring costs 32 kB. Each queue has its own.
     pub const DEFAULT_QUEUE_LENGTH: u32 = 4096;
 }
 
 /// An open, non-persistent TAP device: it is gone when this is dropped, or the process dies.
 #[derive(Debug)]
 pub struct Tap {
-    fd: OwnedFd,
+    /// Its queues, one at least.
+    queues: Vec<OwnedFd>,
+    /// How many it is to have.
+    wanted: u16,
     name: String,
     index: u32,
     mtu: u32,
@@ -60,9 +65,9 @@ pub enum TapError {
         /// The device.
         name: String,
     },
-    /// An interface of this name exists and is no single-queue TAP.
+    /// An interface of this name exists and is no TAP of as many queues.
     #[error(
-        "{name} exists and is not a single-queue TAP device: remove it (`ip link del {name}`) or choose another name"
+        "{name} exists and is not a TAP device of Adit's: remove it (`ip link del {name}`) or choose another name"
     )]
     NotATap {
         /// The device.
@@ -88,12 +93,13 @@ pub enum TapError {
 }
 
 impl Tap {
-    /// Creates the device, sets its MAC, MTU and queue length, and brings it up.
+    /// Creates the device with its first queue, sets its MAC, MTU and queue length, and brings it up.
     ///
     /// The descriptor is non-blocking: kernels before 6.4 lack `FMODE_NOWAIT` on TUN/TAP and would
     /// punt each request of a ring to a worker thread otherwise.
     ///
-    /// Waits up to two seconds for a device that is in use: see [`TapError::Busy`].
+    /// Waits up to two seconds for a device that is in use or of another kind: see
+    /// [`TapError::Busy`].
     ///
     /// # Errors
     /// Says what to do: driver missing, privilege missing, device in use or of another kind.
@@ -101,7 +107,13 @@ impl Tap {
         let deadline = boottime_ns() + BUSY_PATIENCE_NS;
         loop {
             match Self::attach(config) {
-                Err(TapError::Busy { .. }) if boottime_ns() < deadline => pause(),
+                // Of another kind than wanted is also what a killed director with another number of
+                // queues leaves for a moment.
+                Err(TapError::Busy { .. } | TapError::NotATap { .. })
+                    if boottime_ns() < deadline =>
+                {
+                    pause();
+                }
                 result => return result,
             }
         }
@@ -109,24 +121,11 @@ impl Tap {
 
     fn attach(config: &TapConfig) -> Result<Self, TapError> {
         let name = config.name.clone();
-        let mut request = request_for(&name).map_err(|_| TapError::Name { name: name.clone() })?;
-        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let fd = open("/dev/net/tun", flags, Mode::empty()).map_err(|errno| match errno {
-            Errno::EPERM | Errno::EACCES => TapError::NotPermitted { name: name.clone(), errno },
-            _ => TapError::NoDriver(errno),
-        })?;
-
-        // The flags field is a short; both bits are far below its sign bit.
-        request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI;
-        // SAFETY: `request` is a whole, initialised ifreq that outlives the call; TUNSETIFF reads
-        // and writes nothing else.
-        let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) };
-        Errno::result(result).map_err(|errno| match errno {
-            Errno::EPERM | Errno::EACCES => TapError::NotPermitted { name: name.clone(), errno },
-            Errno::EBUSY => TapError::Busy { name: name.clone() },
-            Errno::EINVAL => TapError::NotATap { name: name.clone() },
-            errno => TapError::Refused { name: name.clone(), errno },
-        })?;
+        let first = match config.queues {
+            0 | 1 => attach_queue(&name, 0)?,
+            // Without it one would become one more queue of a device that somebody else has.
+            _ => attach_queue(&name, IFF_MULTI_QUEUE | IFF_TUN_EXCL)?,
+        };
 
         let interface = Interface::named(&name)?;
         interface.set_mac(kernel_mac(&name))?;
@@ -134,7 +133,31 @@ impl Tap {
         interface.set_queue_length(config.queue_length)?;
         interface.set_up()?;
         let index = interface.index()?;
-        Ok(Self { fd, name, index, mtu: config.mtu })
+        let (queues, wanted) = (vec![first], config.queues);
+        Ok(Self { queues, wanted, name, index, mtu: config.mtu })
+    }
+
+    /// Opens the other queues it is to have. Until then all packets come to the first, which is what
+    /// [`super::choose`] needs; and before traffic is led here, since a queue that nobody reads
+    /// holds what comes.
+    ///
+    /// # Errors
+    /// As [`Tap::open`].
+    pub fn attach_queues(&mut self) -> Result<(), TapError> {
+        while self.queues.len() < usize::from(self.wanted) {
+            self.queues.push(attach_queue(&self.name, IFF_MULTI_QUEUE)?);
+        }
+        Ok(())
+    }
+
+    /// One of its queues, by its number from 0 on.
+    pub fn queue(&self, number: usize) -> Option<BorrowedFd<'_>> {
+        self.queues.get(number).map(AsFd::as_fd)
+    }
+
+    /// How many queues it has.
+    pub fn queues(&self) -> usize {
+        self.queues.len()
     }
 
     /// Its name.
@@ -167,9 +190,33 @@ impl Tap {
 }
 
 impl AsFd for Tap {
+    /// The first queue.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        self.queues[0].as_fd()
     }
+}
+
+/// Opens one queue of a device, which is made with the first.
+fn attach_queue(name: &str, flags: libc::c_short) -> Result<OwnedFd, TapError> {
+    let name = name.to_owned();
+    let mut request = request_for(&name).map_err(|_| TapError::Name { name: name.clone() })?;
+    let mode = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let fd = open("/dev/net/tun", mode, Mode::empty()).map_err(|errno| match errno {
+        Errno::EPERM | Errno::EACCES => TapError::NotPermitted { name: name.clone(), errno },
+        _ => TapError::NoDriver(errno),
+    })?;
+
+    request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | flags;
+    // SAFETY: `request` is a whole, initialised ifreq that outlives the call; TUNSETIFF reads
+    // and writes nothing else.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) };
+    Errno::result(result).map_err(|errno| match errno {
+        Errno::EPERM | Errno::EACCES => TapError::NotPermitted { name: name.clone(), errno },
+        Errno::EBUSY => TapError::Busy { name: name.clone() },
+        Errno::EINVAL => TapError::NotATap { name: name.clone() },
+        errno => TapError::Refused { name: name.clone(), errno },
+    })?;
+    Ok(fd)
 }
 
 /// A killed process gives its TAP back a moment after it is gone: its ring is taken down by a kernel
@@ -185,6 +232,9 @@ fn pause() {
 
 const IFF_TAP: libc::c_short = 0x0002;
 const IFF_NO_PI: libc::c_short = 0x1000;
+const IFF_MULTI_QUEUE: libc::c_short = 0x0100;
+/// Refuse a device that is there already. It is the sign bit of the field.
+const IFF_TUN_EXCL: libc::c_short = libc::c_short::MIN;
 
 /// `02:` (locally administered, unicast) and 40 bits of the name's FNV-1a hash. The peer's differs
 /// in the first byte only, `06:`, which is locally administered as well.
@@ -203,7 +253,7 @@ mod tests {
     use crate::io::testing::in_namespace;
 
     fn config(name: &str) -> TapConfig {
-        TapConfig { name: name.into(), mtu: 1400, queue_length: 777 }
+        TapConfig { name: name.into(), mtu: 1400, queue_length: 777, queues: 1 }
     }
 
     #[test]
@@ -235,6 +285,22 @@ mod tests {
             assert!(matches!(Tap::open(&config("adit-t")), Err(TapError::Busy { .. })));
             drop(tap);
             assert_eq!(super::super::interface_index("adit-t").unwrap_err().errno, Errno::ENODEV);
+        });
+    }
+
+    #[test]
+    fn has_as_many_queues_as_asked_for_and_shares_none_of_them() {
+        in_namespace("has_as_many_queues_as_asked_for_and_shares_none_of_them", || {
+            let several = TapConfig { queues: 3, ..config("adit-q") };
+            let mut tap = Tap::open(&several).unwrap();
+            assert_eq!(tap.queues(), 1, "to begin with");
+            tap.attach_queues().unwrap();
+            assert_eq!(tap.queues(), 3);
+            assert!(tap.queue(2).is_some() && tap.queue(3).is_none());
+            // Another director would take part of the packets otherwise.
+            assert!(matches!(Tap::open(&several), Err(TapError::Busy { .. })));
+            let one = Tap::open(&config("adit-q")).unwrap_err();
+            assert!(matches!(one, TapError::NotATap { .. }), "{one}");
         });
     }
 

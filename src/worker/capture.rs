@@ -48,7 +48,8 @@ struct Shared {
     filled: ArrayQueue<Captured>,
 }
 
-/// The worker's end.
+/// A worker's end. Clones lead to the same place, one for each worker.
+#[derive(Clone)]
 pub struct CaptureTap {
     shared: Arc<Shared>,
     on: bool,

@@ -140,6 +140,12 @@ impl ControlEnd {
         Ok(())
     }
 
+    /// Whether the worker takes updates: one more has room. Only control fills the queue, so that
+    /// it still has room after a look.
+    pub fn has_room(&self) -> bool {
+        !self.shared.updates.is_full()
+    }
+
     /// The next event.
     pub fn next_event(&self) -> Option<Event> {
         self.shared.events.pop()

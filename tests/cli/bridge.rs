@@ -42,6 +42,29 @@ fn forwarded(lab: &Lab, service: &str) -> u64 {
 }
 
 #[test]
+fn checks_reach_real_servers_from_the_bridges_own_host() {
+    let Some(mut lab) = bridged() else { return };
+    let file = lab.file("adit.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let check = "protocol = \"udp\"\ncheck = { kind = \"tcp\", port = 9, interval = \"200ms\" }";
+    std::fs::write(&file, text.replace("protocol = \"udp\"", check)).unwrap();
+    lab.start();
+    // Of both families, though nobody answers.
+    eventually("packets of checks are forwarded", || {
+        let rows = lab.json("list --health");
+        let timeouts = |row: &serde_json::Value| row["failures"]["timeout"].as_u64();
+        rows.as_array()?.iter().all(|row| timeouts(row) >= Some(1)).then_some(())?;
+        let status = lab.json("list")["status"].clone();
+        (status["totals"]["probe_packets"].as_u64() >= Some(2)).then_some(())
+    });
+    assert_eq!(forwarded(&lab, "four") + forwarded(&lab, "six"), 0, "they are no traffic");
+    // A VIP behind a router would lower the hop limit of everybody's packets.
+    lab.on_director("ip route add 198.51.100.10/32 via 10.0.0.2");
+    let said = lab.refused("check");
+    assert!(said.contains("checks of the VIP 198.51.100.10 do not go to the TAP"), "{said}");
+}
+
+#[test]
 fn clients_on_the_bridges_link_reach_the_vips() {
     let Some(mut lab) = bridged() else { return };
     lab.ok("check");

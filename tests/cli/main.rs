@@ -3,10 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod admin;
+mod announce;
 mod bridge;
 mod check_host;
 mod commands;
 mod doctor;
+mod health;
 mod host;
 mod install;
 mod lab;
@@ -15,6 +17,7 @@ mod scheduling;
 mod shown;
 #[path = "../../src/testing.rs"]
 mod testing;
+mod top;
 
 use lab::{ADIT, eventually, lab};
 use nix::sys::signal::Signal;

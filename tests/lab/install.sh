@@ -12,8 +12,8 @@ set -eu
 build="build-essential ca-certificates"
 # Namespaces, wires and firewall (ip; nft; ethtool; modprobe; sysctl; nsenter, unshare,
 # prlimit, setpriv; mount); the recipe of the machines' root, whose keyring mmdebstrap reads by
-# gpg; man, for the test of the installation.
-lab="iproute2 nftables ethtool kmod procps util-linux mount mmdebstrap gpg debian-archive-keyring man-db"
+# gpg; man, for the test of the installation; a routing daemon.
+lab="iproute2 nftables ethtool kmod procps util-linux mount mmdebstrap gpg debian-archive-keyring man-db bird2"
 # Machines with a kernel of their own; distributions without it have kernels with ipip.
 guests=user-mode-linux
 # callgrind
@@ -49,3 +49,12 @@ if [ -n "$guests" ] && ! apt-cache show "$guests" >/dev/null 2>&1; then
 fi
 # shellcheck disable=SC2086 # a list of words
 $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $missing
+# Tests start BIRDs of their own, in namespaces: the package's service is to leave the computer's
+# routes alone.
+case " $missing " in
+    *" bird2 "*)
+        if [ -d /run/systemd/system ]; then
+            $sudo systemctl disable --now --quiet bird.service
+        fi
+        ;;
+esac

@@ -8,15 +8,17 @@
 )]
 
 pub mod frames;
+pub mod team;
 
 use std::{collections::VecDeque, net::IpAddr, ops::Range, sync::Arc, time::Duration};
 
 use adit_tunnel::OuterTemplate;
 
 use adit::dataplane::{
+    admission::Admission,
     conntrack::{FlowTable, Slot, Timeouts},
     counters::Counters,
-    director::{Director, Parts},
+    director::{Director, Parts, Team},
     fragments::Fragments,
     hash::{HashKey, PersistenceGroup},
     ids::{DestinationId, RealId, VipId},
@@ -52,6 +54,7 @@ pub struct ServiceSpec {
     pub thresholds: Vec<Option<Threshold>>,
     pub members: Vec<Member>,
     pub persistence: Option<PersistencePolicy>,
+    pub admission: Option<Arc<Admission>>,
     pub df: DfPolicy,
 }
 
@@ -69,6 +72,7 @@ impl ServiceSpec {
             thresholds: Vec::new(),
             members: vec![member("10.20.0.11"), member("10.30.0.21")],
             persistence: None,
+            admission: None,
             df: DfPolicy::Copy,
         }
     }
@@ -115,14 +119,15 @@ pub fn snapshot(specs: Vec<ServiceSpec>) -> Snapshot {
         }
         services.push(Service {
             name: format!("service-{}", services.len()).into(),
-            vip,
-            address,
+            prefix: address.into(),
+            vips: [vip].into(),
             protocol: spec.protocol,
             ports: spec.ports,
             scheduler,
             members: spec.members.into(),
             destinations: ids.into(),
             persistence: spec.persistence,
+            admission: spec.admission,
             timeouts: Timeouts::default(),
             df: spec.df,
             one_packet: spec.one_packet,
@@ -151,7 +156,7 @@ fn position_or_push(list: &mut Vec<IpAddr>, address: IpAddr) -> usize {
 fn real_server(address: IpAddr) -> RealServer {
     let source = if address.is_ipv4() { "10.0.0.5" } else { "2001:db8::5" };
     RealServer {
-        template: OuterTemplate::new(source.parse().unwrap(), address, 64).unwrap(),
+        outers: OuterTemplate::new(source.parse().unwrap(), address, 64).unwrap().into(),
         link: Link::Direct { egress: EgressId(1), header: LINK_HEADER },
         link_mtu: 1500,
         cookie_secrets: [COOKIE_SECRET, COOKIE_SECRET ^ 0xffff],
@@ -259,6 +264,7 @@ impl World {
             emit_limits: rate_limiter(),
             persistence: persistence.index(),
             counters: Arc::clone(&counters),
+            team: Team::ALONE,
         });
         let (shell, slot) = (TestShell::new(), vec![0; SLOT]);
         Self { director, shell, snapshot, counters, persistence, now, slot }
@@ -278,7 +284,11 @@ impl World {
         match &verdict {
             Verdict::Forward { .. } => director.sent(Account::Forward, result),
             Verdict::Reply { .. } => director.sent(Account::Reply, result),
-            Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => {}
+            Verdict::Fragmented
+            | Verdict::Pass
+            | Verdict::HandedOver
+            | Verdict::Hold
+            | Verdict::Drop(_) => {}
         }
         for account in shell.pending.drain(..) {
             director.sent(account, result);
@@ -293,7 +303,11 @@ impl World {
         let sent = match &verdict {
             Verdict::Forward { egress, range } => Some((*egress, range.clone(), Account::Forward)),
             Verdict::Reply { range, .. } => Some((EgressId::TAP, range.clone(), Account::Reply)),
-            Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => None,
+            Verdict::Fragmented
+            | Verdict::Pass
+            | Verdict::HandedOver
+            | Verdict::Hold
+            | Verdict::Drop(_) => None,
         };
         if let Some((egress, range, account)) = sent {
             outputs.push(Output { egress, bytes: self.slot[range].to_vec(), account });

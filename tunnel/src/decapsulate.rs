@@ -6,10 +6,15 @@ use core::ops::Range;
 
 use crate::checksum;
 use crate::ecn::{self, Alarm, Ecn, Exit};
+use crate::encapsulation::{
+    GRE_CHECKSUM_HEADER_LEN, GRE_CHECKSUM_PRESENT, GRE_HEADER_LEN, GUE_HEADER_LEN, UDP_HEADER_LEN,
+    ethertype,
+};
 use crate::error::{HeaderError, Layer, LenError};
 use crate::header::{
-    Family, IPV4_HEADER_LEN, IPV6_FRAGMENT_HEADER_LEN, IPV6_HEADER_LEN, IpView, PROTOCOL_IPV4,
-    PROTOCOL_IPV6, Side, ipv4, ipv6, ipv6_traffic_class, read_bytes, read_u16,
+    Family, IPV4_HEADER_LEN, IPV6_FRAGMENT_HEADER_LEN, IPV6_HEADER_LEN, IpView, PROTOCOL_GRE,
+    PROTOCOL_IPV4, PROTOCOL_IPV6, PROTOCOL_UDP, Side, ipv4, ipv6, ipv6_traffic_class, read_bytes,
+    read_u16,
 };
 
 /// Extension headers that are walked before the inner packet. RFC 8200 §4.1 has each kind once,
@@ -35,6 +40,15 @@ pub enum DecapError {
         /// The protocol or next-header number.
         found: u8,
     },
+    /// The checksum of the GRE header or of the outer UDP datagram is wrong.
+    PayloadChecksum,
+    /// A GRE or GUE header of another version, or with fields that are not read.
+    Fields {
+        /// Which header.
+        layer: Layer,
+        /// Its first two bytes.
+        found: u16,
+    },
     /// More extension headers than are walked.
     ExtensionHeaders,
     /// Congestion was marked outside a packet whose flow only understands loss (RFC 6040 §4.2).
@@ -50,6 +64,10 @@ impl fmt::Display for DecapError {
             }
             Self::Fragment => f.write_str("outer packet is a fragment"),
             Self::Protocol { found } => write!(f, "outer packet carries protocol {found}, not IP"),
+            Self::PayloadChecksum => f.write_str("checksum of the outer payload is wrong"),
+            Self::Fields { layer, found } => {
+                write!(f, "{layer} starts with {found:#06x}, which is not read")
+            }
             Self::ExtensionHeaders => {
                 write!(f, "outer packet has more than {MAX_EXTENSION_HEADERS} extension headers")
             }
@@ -91,7 +109,7 @@ pub struct OuterHeader {
     pub identification: u16,
     /// Flow label of an IPv6 header; 0 for IPv4.
     pub flow_label: u32,
-    /// Bytes before the inner packet: options and extension headers count.
+    /// Bytes before the inner packet: options, extension headers, GRE, UDP and GUE count.
     pub length: usize,
 }
 
@@ -127,12 +145,30 @@ impl Decapsulated<'_> {
 /// # Errors
 /// See [`DecapError`].
 pub fn decapsulate(packet: &[u8]) -> Result<Decapsulated<'_>, DecapError> {
-    let (outer, protocol, payload) = match IpView::new(packet, Side::Outer)? {
+    decapsulate_with(packet, None)
+}
+
+/// As [`decapsulate`], where UDP datagrams to `gue_port` are GUE.
+///
+/// # Errors
+/// See [`DecapError`].
+pub fn decapsulate_with(
+    packet: &[u8],
+    gue_port: Option<u16>,
+) -> Result<Decapsulated<'_>, DecapError> {
+    let (mut outer, protocol, payload) = match IpView::new(packet, Side::Outer)? {
         IpView::V4 { header, header_len, length } => {
             ipv4_outer(header, &packet[..length], header_len)?
         }
         IpView::V6 { header, length } => ipv6_outer(header, &packet[..length])?,
     };
+    let (protocol, inner_start) = match protocol {
+        PROTOCOL_GRE => open_gre(payload)?,
+        PROTOCOL_UDP if gue_port.is_some() => open_gue(&outer, payload, gue_port)?,
+        protocol => (protocol, 0),
+    };
+    outer.length += inner_start;
+    let payload = &payload[inner_start..];
     let inner = match protocol {
         PROTOCOL_IPV4 => IpView::ipv4(payload, Layer::InnerIpv4)?,
         PROTOCOL_IPV6 => IpView::ipv6(payload, Layer::InnerIpv6)?,
@@ -148,6 +184,75 @@ pub fn decapsulate(packet: &[u8]) -> Result<Decapsulated<'_>, DecapError> {
             ecn_alarm,
         }),
     }
+}
+
+/// The protocol behind a GRE header, and where it starts. Keys, sequence numbers and routing are
+/// not read.
+fn open_gre(payload: &[u8]) -> Result<(u8, usize), DecapError> {
+    let layer = Layer::Gre;
+    let header = part::<GRE_HEADER_LEN>(payload, layer)?;
+    let length = match read_u16(header, 0) {
+        0 => GRE_HEADER_LEN,
+        GRE_CHECKSUM_PRESENT => {
+            part::<GRE_CHECKSUM_HEADER_LEN>(payload, layer)?;
+            if !checksum::is_valid(checksum::ones_complement_sum(payload)) {
+                return Err(DecapError::PayloadChecksum);
+            }
+            GRE_CHECKSUM_HEADER_LEN
+        }
+        found => return Err(DecapError::Fields { layer, found }),
+    };
+    let kind = read_u16(header, 2);
+    let inner = [Family::V4, Family::V6].into_iter().find(|family| ethertype(*family) == kind);
+    // What GRE carries otherwise has no protocol number of its own: it is named by GRE's.
+    inner.map_or(Err(DecapError::Protocol { found: PROTOCOL_GRE }), |f| Ok((f.protocol(), length)))
+}
+
+/// The protocol behind UDP and GUE headers, and where it starts.
+fn open_gue(
+    outer: &OuterHeader,
+    payload: &[u8],
+    gue_port: Option<u16>,
+) -> Result<(u8, usize), DecapError> {
+    let layer = Layer::OuterUdp;
+    let udp = part::<UDP_HEADER_LEN>(payload, layer)?;
+    if Some(read_u16(udp, 2)) != gue_port {
+        return Err(DecapError::Protocol { found: PROTOCOL_UDP });
+    }
+    let length = usize::from(read_u16(udp, 4));
+    // An IP payload longer than its datagram is nobody's; one that is shorter is cut.
+    if length != payload.len() {
+        return Err(LenError { layer, needed: length, actual: payload.len() }.into());
+    }
+    if read_u16(udp, 6) != 0 {
+        let pseudo_header = checksum::Sum::ZERO
+            .add(address_sum(outer.source))
+            .add(address_sum(outer.destination))
+            .add_u16(u16::from(PROTOCOL_UDP))
+            .add_u16(read_u16(udp, 4));
+        let sum = pseudo_header.add(checksum::ones_complement_sum(payload));
+        if !checksum::is_valid(sum) {
+            return Err(DecapError::PayloadChecksum);
+        }
+    }
+    let header = part::<GUE_HEADER_LEN>(&payload[UDP_HEADER_LEN..], Layer::Gue)?;
+    // Variant, control bit and header length in the first byte, flags in the last two.
+    match (header[0], read_u16(header, 2)) {
+        (0, 0) => Ok((header[1], UDP_HEADER_LEN + GUE_HEADER_LEN)),
+        _ => Err(DecapError::Fields { layer: Layer::Gue, found: read_u16(header, 0) }),
+    }
+}
+
+fn address_sum(address: IpAddr) -> checksum::Sum {
+    match address {
+        IpAddr::V4(v4) => checksum::ones_complement_sum(&v4.octets()),
+        IpAddr::V6(v6) => checksum::ones_complement_sum(&v6.octets()),
+    }
+}
+
+/// The fixed header at the start of `bytes`.
+fn part<const N: usize>(bytes: &[u8], layer: Layer) -> Result<&[u8; N], LenError> {
+    bytes.first_chunk::<N>().ok_or(LenError { layer, needed: N, actual: bytes.len() })
 }
 
 /// An outer header, the protocol behind it, and what it carries.
@@ -383,6 +488,40 @@ mod tests {
 
         let lost = ipv4_outer(|h| h[1] = 3, &inner(Ecn::NotEct));
         assert_eq!(decapsulate(&lost), Err(DecapError::CongestionWithoutEct));
+    }
+
+    #[test]
+    fn gre_and_gue_headers_that_are_not_read_are_refused_by_name() {
+        let gre = |header: &[u8]| ipv4_outer(|h| h[9] = 47, &[header, &INNER_V4].concat());
+        let fields = |layer, found| Err(DecapError::Fields { layer, found });
+        assert_eq!(decapsulate(&gre(&[0, 0, 8, 0])).unwrap().inner, INNER_V4);
+        // A key, a sequence number, routing, version 1.
+        for flags in [0x2000_u16, 0x1000, 0x4000, 1] {
+            let [high, low] = flags.to_be_bytes();
+            assert_eq!(decapsulate(&gre(&[high, low, 8, 0])), fields(Layer::Gre, flags));
+        }
+        let bridged = gre(&[0, 0, 0x65, 0x58]);
+        assert_eq!(decapsulate(&bridged), Err(DecapError::Protocol { found: 47 }));
+        assert_eq!(decapsulate(&ipv4_outer(|h| h[9] = 47, &[0; 3])), Err(length(Layer::Gre, 4, 3)));
+
+        let gue = |header: &[u8]| {
+            let datagram = [&[0xc0, 1, 0x17, 0xc0, 0, 32, 0, 0], header, &INNER_V4].concat();
+            ipv4_outer(|h| h[9] = 17, &datagram)
+        };
+        let open = |packet: &[u8]| decapsulate_with(packet, Some(6080)).map(|out| out.inner.len());
+        assert_eq!(open(&gue(&[0, 4, 0, 0])), Ok(20));
+        // A control message, another variant, optional fields, flags.
+        for header in [[0x20, 4, 0, 0], [0x40, 4, 0, 0], [1, 4, 0, 0], [0, 4, 0, 1]] {
+            let found = u16::from_be_bytes([header[0], header[1]]);
+            assert_eq!(open(&gue(&header)), Err(DecapError::Fields { layer: Layer::Gue, found }));
+        }
+        let short = ipv4_outer(|h| h[9] = 17, &[0xc0, 1, 0x17, 0xc0, 0, 40, 0, 0, 0, 4, 0, 0]);
+        assert_eq!(open(&short), Err(length(Layer::OuterUdp, 40, 12)));
+        let to_another_port = gue(&[0, 4, 0, 0]);
+        assert_eq!(
+            decapsulate_with(&to_another_port, Some(6081)),
+            Err(DecapError::Protocol { found: 17 })
+        );
     }
 
     #[test]

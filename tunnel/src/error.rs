@@ -13,6 +13,12 @@ pub enum Layer {
     OuterIpv6,
     /// An extension header between the outer IPv6 header and the inner packet.
     OuterIpv6Extension,
+    /// The GRE header.
+    Gre,
+    /// The outer UDP header, or the datagram it declares.
+    OuterUdp,
+    /// The GUE header.
+    Gue,
     /// The inner header, before its version is known.
     Inner,
     /// The inner IPv4 header, or the packet it declares.
@@ -28,6 +34,9 @@ impl fmt::Display for Layer {
             Self::OuterIpv4 => "outer IPv4 packet",
             Self::OuterIpv6 => "outer IPv6 packet",
             Self::OuterIpv6Extension => "outer IPv6 extension header",
+            Self::Gre => "GRE header",
+            Self::OuterUdp => "outer UDP datagram",
+            Self::Gue => "GUE header",
             Self::Inner => "inner header",
             Self::InnerIpv4 => "inner IPv4 packet",
             Self::InnerIpv6 => "inner IPv6 packet",

@@ -14,6 +14,11 @@ pub const PROTOCOL_IPV4: u8 = 4;
 /// IP protocol number of an IPv6 packet inside another packet (RFC 2473, RFC 4213).
 pub const PROTOCOL_IPV6: u8 = 41;
 
+/// IP protocol number of UDP, which carries GUE.
+pub const PROTOCOL_UDP: u8 = 17;
+/// IP protocol number of GRE (RFC 2784).
+pub const PROTOCOL_GRE: u8 = 47;
+
 /// Byte offsets in an IPv4 header.
 pub(crate) mod ipv4 {
     pub(crate) const TRAFFIC_CLASS: usize = 1;

@@ -6,13 +6,17 @@ use core::ops::Range;
 
 use crate::checksum::{Sum, ones_complement_sum};
 use crate::ecn;
+use crate::encapsulation::{Encapsulation, MAX_ENCAPSULATION};
 use crate::error::HeaderError;
 use crate::header::{
     IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpView, Side, ipv4, ipv6, read_bytes, write_u16,
 };
 
-/// The most bytes any outer header takes: what a buffer keeps free in front of a packet.
-pub const MAX_OVERHEAD: usize = IPV6_HEADER_LEN;
+/// The most bytes any outer headers take: what a buffer keeps free in front of a packet.
+pub const MAX_OVERHEAD: usize = IPV6_HEADER_LEN + MAX_ENCAPSULATION;
+
+/// Bytes of a packet's payload that every ICMP error quotes (RFC 792).
+const QUOTED: usize = 8;
 
 /// The largest value of IPv4's total length and IPv6's payload length, in bytes.
 const MAX_LENGTH_FIELD: usize = u16::MAX as usize;
@@ -116,6 +120,9 @@ pub struct OuterFields {
     pub identification: u16,
     /// IPv6 flow label, see [`flow_label`]; bits above the twentieth are ignored.
     pub flow_label: u32,
+    /// Stable over a flow, a hash of its tuple for instance: the UDP source port of GUE takes its
+    /// lower 14 bits, so that receivers spread flows over queues and never reorder one.
+    pub entropy: u16,
 }
 
 /// Flow label for entropy that is stable over a flow, a hash of its tuple for instance, so that
@@ -136,6 +143,9 @@ const FLOW_LABEL_MASK: u32 = 0x000f_ffff;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OuterTemplate {
     header: Template,
+    encapsulation: Encapsulation,
+    /// Length of what `encapsulation` puts between, in bytes.
+    between: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,11 +161,25 @@ enum Template {
 }
 
 impl OuterTemplate {
-    /// A tunnel from `source` to `destination` whose outer packets start with `hop_limit`.
+    /// A tunnel of IP in IP from `source` to `destination` whose outer packets start with
+    /// `hop_limit`.
     ///
     /// # Errors
     /// The addresses are of different families, or the hop limit is 0.
     pub fn new(source: IpAddr, destination: IpAddr, hop_limit: u8) -> Result<Self, TemplateError> {
+        Self::with(Encapsulation::Ipip, source, destination, hop_limit)
+    }
+
+    /// The same of any kind.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with(
+        encapsulation: Encapsulation,
+        source: IpAddr,
+        destination: IpAddr,
+        hop_limit: u8,
+    ) -> Result<Self, TemplateError> {
         if hop_limit == 0 {
             return Err(TemplateError::ZeroHopLimit);
         }
@@ -168,17 +192,31 @@ impl OuterTemplate {
             }
             _ => return Err(TemplateError::FamilyMismatch { source, destination }),
         };
-        Ok(Self { header })
+        Ok(Self { header, encapsulation, between: encapsulation.len() })
     }
 
-    /// Bytes the outer header adds to a packet: 20 for IPv4, 40 for IPv6.
+    /// Bytes the outer headers add to a packet: 20 for IPv4, 40 for IPv6, and what the
+    /// encapsulation has of its own.
     #[inline]
     #[must_use]
     pub const fn overhead(&self) -> usize {
+        self.ip_header_len() + self.between
+    }
+
+    /// Length of the outer IP header.
+    #[inline]
+    const fn ip_header_len(&self) -> usize {
         match self.header {
             Template::V4 { .. } => IPV4_HEADER_LEN,
             Template::V6 { .. } => IPV6_HEADER_LEN,
         }
+    }
+
+    /// How packets are carried.
+    #[inline]
+    #[must_use]
+    pub const fn encapsulation(&self) -> Encapsulation {
+        self.encapsulation
     }
 
     /// Whether the outer header is IPv4.
@@ -223,7 +261,7 @@ impl OuterTemplate {
         }
     }
 
-    /// Writes the outer header into the [`overhead`](Self::overhead) bytes in front of the inner
+    /// Writes the outer headers into the [`overhead`](Self::overhead) bytes in front of the inner
     /// packet, and gives the index where the outer packet starts. It ends where the inner one does.
     ///
     /// `buffer[inner]` is one whole IPv4 or IPv6 packet, of exactly the length that it declares.
@@ -237,6 +275,23 @@ impl OuterTemplate {
         buffer: &mut [u8],
         inner: Range<usize>,
         outer: OuterFields,
+    ) -> Result<usize, EncapError> {
+        self.encapsulate_with(buffer, inner, outer, |_| outer.identification)
+    }
+
+    /// As [`encapsulate`](Self::encapsulate), with an identification that is computed from what
+    /// follows the outer IP header, of which it is given the first 8 bytes or more: those every
+    /// router quotes (RFC 792). It is asked for only where the header has one, that is, over IPv4.
+    ///
+    /// # Errors
+    /// See [`EncapError`]; the buffer is unchanged then.
+    #[inline]
+    pub fn encapsulate_with(
+        &self,
+        buffer: &mut [u8],
+        inner: Range<usize>,
+        outer: OuterFields,
+        identification: impl FnOnce(&[u8]) -> u16,
     ) -> Result<usize, EncapError> {
         let Range { start, end } = inner;
         let length = buffer.len();
@@ -252,11 +307,69 @@ impl OuterTemplate {
                 actual: packet.len(),
             });
         }
+        let packet: &[u8] = packet;
+        let family = view.family();
+        let mut first = [0; QUOTED];
+        let (headroom, payload, protocol) = if self.between == 0 {
+            (headroom, packet, family.protocol())
+        } else {
+            let front = self.write_between(headroom, packet, &view, outer.entropy, &mut first)?;
+            (front, &first[..], self.encapsulation.protocol(family))
+        };
+        let length = self.between + packet.len();
         match &self.header {
-            Template::V4 { header, sum } => write_ipv4(header, *sum, headroom, &view, outer)?,
-            Template::V6 { header } => write_ipv6(header, headroom, &view, outer)?,
+            Template::V4 { header, sum } => {
+                let fields = (length, protocol, outer.dont_fragment);
+                let identification = || identification(payload);
+                write_ipv4(header, *sum, headroom, &view, fields, identification)?;
+            }
+            Template::V6 { header } => {
+                write_ipv6(header, headroom, &view, (length, protocol, outer.flow_label))?;
+            }
         }
         Ok(start - self.overhead())
+    }
+
+    /// Writes what stands between outer IP header and inner packet. Gives what is in front of it, and
+    /// in `first` the beginning of the outer packet's payload. Apart, so that the usual case of IP in
+    /// IP does not carry it along.
+    #[inline(never)]
+    fn write_between<'b>(
+        &self,
+        headroom: &'b mut [u8],
+        packet: &[u8],
+        inner: &IpView<'_>,
+        entropy: u16,
+        first: &mut [u8; QUOTED],
+    ) -> Result<&'b mut [u8], EncapError> {
+        let (needed, actual) = (self.overhead(), headroom.len());
+        // All that could go wrong goes wrong before anything is written.
+        if actual < needed {
+            return Err(EncapError::Headroom { needed, actual });
+        }
+        match &self.header {
+            Template::V4 { header, .. } => not_from_exit_v4(header, inner)?,
+            Template::V6 { header } => not_from_exit_v6(header, inner)?,
+        }
+        length_field(match self.header {
+            Template::V4 { .. } => needed + packet.len(),
+            Template::V6 { .. } => self.between + packet.len(),
+        })?;
+        let (front, between) = headroom.split_at_mut(actual - self.between);
+        let addresses = || self.address_sum();
+        self.encapsulation.write(between, packet, inner.family(), addresses, entropy);
+        for (to, from) in first.iter_mut().zip(between.iter().chain(packet)) {
+            *to = *from;
+        }
+        Ok(front)
+    }
+
+    /// Sum of both addresses, for pseudo-headers.
+    fn address_sum(&self) -> Sum {
+        match &self.header {
+            Template::V4 { header, .. } => ones_complement_sum(&header[ipv4::SOURCE..]),
+            Template::V6 { header } => ones_complement_sum(&header[ipv6::SOURCE..]),
+        }
     }
 }
 
@@ -280,69 +393,92 @@ impl Template {
     }
 }
 
+/// A packet that comes from the tunnel's exit is not sent there again (RFC 2003 §4).
 #[inline]
-fn write_ipv4(
+fn not_from_exit_v4(
     template: &[u8; IPV4_HEADER_LEN],
-    sum: Sum,
-    headroom: &mut [u8],
     inner: &IpView<'_>,
-    outer: OuterFields,
 ) -> Result<(), EncapError> {
-    let actual = headroom.len();
-    let Some(header) = headroom.last_chunk_mut::<IPV4_HEADER_LEN>() else {
-        return Err(EncapError::Headroom { needed: IPV4_HEADER_LEN, actual });
-    };
     if let IpView::V4 { header: inner, .. } = inner
         && inner[ipv4::SOURCE..ipv4::SOURCE + 4]
             == template[ipv4::DESTINATION..ipv4::DESTINATION + 4]
     {
         return Err(EncapError::FromTunnelExit);
     }
-    let total_length = length_field(IPV4_HEADER_LEN + inner.length())?;
-    let traffic_class = ecn::outer_traffic_class(inner.traffic_class());
-    let flags = if outer.dont_fragment { ipv4::DONT_FRAGMENT } else { 0 };
-    let protocol = inner.family().protocol();
-    let checksum = sum
-        .add_u16(u16::from(traffic_class))
-        .add_u16(total_length)
-        .add_u16(outer.identification)
-        .add_u16(flags)
-        .add_u16(u16::from(protocol))
-        .finish();
-    *header = *template;
-    header[ipv4::TRAFFIC_CLASS] = traffic_class;
-    write_u16(header, ipv4::TOTAL_LENGTH, total_length);
-    write_u16(header, ipv4::IDENTIFICATION, outer.identification);
-    write_u16(header, ipv4::FLAGS, flags);
-    header[ipv4::PROTOCOL] = protocol;
-    write_u16(header, ipv4::CHECKSUM, checksum);
     Ok(())
 }
 
+/// The same over IPv6.
 #[inline]
-fn write_ipv6(
+fn not_from_exit_v6(
     template: &[u8; IPV6_HEADER_LEN],
-    headroom: &mut [u8],
     inner: &IpView<'_>,
-    outer: OuterFields,
 ) -> Result<(), EncapError> {
-    let actual = headroom.len();
-    let Some(header) = headroom.last_chunk_mut::<IPV6_HEADER_LEN>() else {
-        return Err(EncapError::Headroom { needed: IPV6_HEADER_LEN, actual });
-    };
     if let IpView::V6 { header: inner, .. } = inner
         && inner[ipv6::SOURCE..ipv6::SOURCE + 16]
             == template[ipv6::DESTINATION..ipv6::DESTINATION + 16]
     {
         return Err(EncapError::FromTunnelExit);
     }
-    let payload_length = length_field(inner.length())?;
+    Ok(())
+}
+
+/// Writes an outer IPv4 header to the end of `headroom`. `length` is that of its payload.
+#[inline]
+fn write_ipv4(
+    template: &[u8; IPV4_HEADER_LEN],
+    sum: Sum,
+    headroom: &mut [u8],
+    inner: &IpView<'_>,
+    (length, protocol, dont_fragment): (usize, u8, bool),
+    identification: impl FnOnce() -> u16,
+) -> Result<(), EncapError> {
+    let actual = headroom.len();
+    let Some(header) = headroom.last_chunk_mut::<IPV4_HEADER_LEN>() else {
+        return Err(EncapError::Headroom { needed: IPV4_HEADER_LEN, actual });
+    };
+    not_from_exit_v4(template, inner)?;
+    let total_length = length_field(IPV4_HEADER_LEN + length)?;
     let traffic_class = ecn::outer_traffic_class(inner.traffic_class());
-    let first_word = 6 << 28 | u32::from(traffic_class) << 20 | outer.flow_label & FLOW_LABEL_MASK;
+    let flags = if dont_fragment { ipv4::DONT_FRAGMENT } else { 0 };
+    let identification = identification();
+    let checksum = sum
+        .add_u16(u16::from(traffic_class))
+        .add_u16(total_length)
+        .add_u16(identification)
+        .add_u16(flags)
+        .add_u16(u16::from(protocol))
+        .finish();
+    *header = *template;
+    header[ipv4::TRAFFIC_CLASS] = traffic_class;
+    write_u16(header, ipv4::TOTAL_LENGTH, total_length);
+    write_u16(header, ipv4::IDENTIFICATION, identification);
+    write_u16(header, ipv4::FLAGS, flags);
+    header[ipv4::PROTOCOL] = protocol;
+    write_u16(header, ipv4::CHECKSUM, checksum);
+    Ok(())
+}
+
+/// Writes an outer IPv6 header to the end of `headroom`. `length` is that of its payload.
+#[inline]
+fn write_ipv6(
+    template: &[u8; IPV6_HEADER_LEN],
+    headroom: &mut [u8],
+    inner: &IpView<'_>,
+    (length, protocol, flow_label): (usize, u8, u32),
+) -> Result<(), EncapError> {
+    let actual = headroom.len();
+    let Some(header) = headroom.last_chunk_mut::<IPV6_HEADER_LEN>() else {
+        return Err(EncapError::Headroom { needed: IPV6_HEADER_LEN, actual });
+    };
+    not_from_exit_v6(template, inner)?;
+    let payload_length = length_field(length)?;
+    let traffic_class = ecn::outer_traffic_class(inner.traffic_class());
+    let first_word = 6 << 28 | u32::from(traffic_class) << 20 | flow_label & FLOW_LABEL_MASK;
     *header = *template;
     header[..4].copy_from_slice(&first_word.to_be_bytes());
     write_u16(header, ipv6::PAYLOAD_LENGTH, payload_length);
-    header[ipv6::NEXT_HEADER] = inner.family().protocol();
+    header[ipv6::NEXT_HEADER] = protocol;
     Ok(())
 }
 
@@ -411,8 +547,12 @@ mod tests {
     /// The exact bytes, once for each family, written by hand from the RFCs.
     #[test]
     fn the_outer_header_is_this() {
-        let fields =
-            OuterFields { dont_fragment: true, identification: 0xbeef, flow_label: 0xfff_abcde };
+        let fields = OuterFields {
+            dont_fragment: true,
+            identification: 0xbeef,
+            flow_label: 0xfff_abcde,
+            entropy: 0,
+        };
         let mut buffer = ipv4_inner(21);
         buffer[41] = 0b1011_1010; // DSCP EF, ECT(0)
         assert_eq!(over_v4().encapsulate(&mut buffer, 40..61, fields), Ok(20));

@@ -1,7 +1,7 @@
 //! The directors that are compared. Each runs as a process of its own, pinned to the first core: so
 //! none shares descriptors, page tables or an allocator with the generator.
 
-mod director;
+pub mod director;
 mod engine;
 mod plain;
 mod tokio_uring;
@@ -16,6 +16,7 @@ use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 
 use crate::topology::{REAL, Topology};
 use crate::wrap::Exit;
+use director::Load;
 
 /// A director that only wraps, and how.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,11 +28,11 @@ pub enum Contestant {
     /// Adit's engine with a handler that only wraps.
     Engine(EngineKind, Exit),
     /// All of Adit: `adit run`, which chooses direct egress here.
-    Director(EngineKind),
+    Director(EngineKind, Load),
 }
 
 impl Contestant {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::Plain(Exit::Packet),
         Self::Plain(Exit::Raw),
         Self::TokioUring(Exit::Raw, 1),
@@ -46,8 +47,12 @@ impl Contestant {
         Self::Engine(EngineKind::Poll, Exit::Packet),
         Self::Engine(EngineKind::Multishot, Exit::Raw),
         Self::Engine(EngineKind::Poll, Exit::Raw),
-        Self::Director(EngineKind::Multishot),
-        Self::Director(EngineKind::Poll),
+        Self::Director(EngineKind::Multishot, Load::Known),
+        Self::Director(EngineKind::Multishot, Load::New),
+        Self::Director(EngineKind::Multishot, Load::NewFull),
+        Self::Director(EngineKind::Poll, Load::Known),
+        Self::Director(EngineKind::Poll, Load::New),
+        Self::Director(EngineKind::Poll, Load::NewFull),
     ];
 
     pub fn name(self) -> String {
@@ -59,12 +64,19 @@ impl Contestant {
             Self::Plain(way) => format!("plain-{}", exit(way)),
             Self::TokioUring(way, tasks) => format!("tokio-uring-{}-{tasks}", exit(way)),
             Self::Engine(kind, way) => format!("engine-{kind}-{}", exit(way)),
-            Self::Director(kind) => format!("adit-{kind}-packet"),
+            Self::Director(kind, Load::Known) => format!("adit-{kind}-packet"),
+            Self::Director(kind, Load::New) => format!("adit-{kind}-new"),
+            Self::Director(kind, Load::NewFull) => format!("adit-{kind}-new-full"),
         }
     }
 
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|contestant| contestant.name() == name)
+    }
+
+    /// Whether its packets each begin a connection.
+    pub fn takes_new_flows(self) -> bool {
+        matches!(self, Self::Director(_, Load::New | Load::NewFull))
     }
 
     /// Runs in this process until it is killed.
@@ -76,7 +88,7 @@ impl Contestant {
             Self::Plain(exit) => plain::run(&Topology::open_tap()?, exit),
             Self::TokioUring(exit, tasks) => tokio_uring::run(&Topology::open_tap()?, exit, tasks),
             Self::Engine(kind, exit) => engine::run(&Topology::open_tap()?, kind, exit),
-            Self::Director(kind) => match director::run(kind)? {},
+            Self::Director(kind, load) => match director::run(kind, load)? {},
         }
     }
 }

@@ -24,8 +24,10 @@ use super::shell::{Output, Shell};
 use super::world::{COOKIE_SECRETS, DIRECT, KERNEL, REALS, VIPS, World, link_header};
 use crate::checksums;
 
+/// What identifies a flow: client, its port, VIP, its port, protocol.
+pub(super) type FlowId = ([u8; 16], u16, VipId, u16, u8);
 /// The flows of the table, by key.
-type Flows = BTreeMap<([u8; 16], u16, VipId, u16, u8), FlowRecord>;
+pub(super) type Flows = BTreeMap<FlowId, FlowRecord>;
 
 /// What was there before a step.
 pub(super) struct Before {
@@ -40,6 +42,15 @@ impl Before {
     fn segment(&self) -> Option<TcpSegment> {
         let datagram = self.datagram.filter(|it| it.protocol == protocol::TCP)?;
         TcpSegment::parse(&datagram, &self.frame[ETHERNET_HEADER..]).ok()
+    }
+
+    /// Whether it is, or begins, an ICMP error.
+    fn is_icmp_error(&self) -> bool {
+        let icmp = |it: &Datagram| matches!(it.protocol, protocol::ICMP | protocol::ICMPV6);
+        self.datagram.filter(icmp).filter(Datagram::has_upper_layer).is_some_and(|datagram| {
+            let kind = self.frame.get(ETHERNET_HEADER + datagram.header_len);
+            kind.is_some_and(|kind| is_icmp_error(datagram.protocol == protocol::ICMP, *kind))
+        })
     }
 
     fn flags(&self) -> u8 {
@@ -92,7 +103,7 @@ impl Checks {
                     forwarded(world, now, before, real, &inner);
                 }
             }
-            Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => {}
+            Verdict::Pass | Verdict::HandedOver | Verdict::Hold | Verdict::Drop(_) => {}
         }
         for output in outputs {
             match (output.account, outer_packet(output.egress, &output.bytes)) {
@@ -121,7 +132,7 @@ impl Checks {
         let worker = world.counters.worker.read();
         assert_eq!((worker.in_flight, worker.held), (0, 0), "{:?}", world.counters);
         assert!(flows(world).is_empty(), "flows outlived their timeouts");
-        for destination in &world.counters.destinations {
+        for destination in world.counters.destinations.iter() {
             let reading = destination.read();
             assert_eq!((reading.active, reading.inactive), (0, 0), "{reading:?}");
         }
@@ -137,18 +148,26 @@ impl Checks {
     }
 }
 
+/// Whether a message of this type must not be answered (RFC 1122 section 3.2.2, RFC 4443 section 2.4):
+/// an error, or a redirect.
+pub(super) const fn is_icmp_error(v4: bool, kind: u8) -> bool {
+    if v4 { matches!(kind, 3 | 4 | 5 | 11 | 12 | 40) } else { kind < 128 || kind == 137 }
+}
+
 const fn name(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Forward { .. } => "forward",
         Verdict::Fragmented => "fragmented",
         Verdict::Reply { .. } => "reply",
         Verdict::Pass => "pass",
+        Verdict::HandedOver => "handed over",
         Verdict::Hold => "hold",
         Verdict::Drop(_) => "drop",
     }
 }
 
-fn flows(world: &World) -> Flows {
+/// The flows that are in the table now, those whose time is over too.
+pub(super) fn flows(world: &World) -> Flows {
     let records: Vec<_> =
         world.slots.iter().filter_map(|slot| slot.read().expect("a slot of this format")).collect();
     let flows: Flows = records.iter().map(|record| (key(&record.key), *record)).collect();
@@ -156,7 +175,7 @@ fn flows(world: &World) -> Flows {
     flows
 }
 
-fn key(key: &FlowKey) -> ([u8; 16], u16, VipId, u16, u8) {
+fn key(key: &FlowKey) -> FlowId {
     (key.client, key.client_port, key.vip, key.vip_port, key.protocol)
 }
 
@@ -284,7 +303,7 @@ fn forwarded(world: &World, now: Time, before: &Before, real: RealId, inner: &[u
 
 /// What identifies the flow of a packet.
 struct Transport {
-    key: ([u8; 16], u16, VipId, u16, u8),
+    key: FlowId,
     /// A SYN, which begins a closing flow anew.
     begins: bool,
 }
@@ -313,6 +332,7 @@ impl Transport {
 /// An answer goes back to who asked, from a VIP, and all its checksums are right.
 fn reply_is_right(before: &Before, to: ReplyTo, bytes: &[u8]) {
     assert_eq!(to == ReplyTo::ClientInterface, before.source == Source::Neighbour);
+    assert!(!before.is_icmp_error(), "an ICMP error was answered");
     let sliced = SlicedPacket::from_ethernet(bytes).expect("an answer is a frame");
     let (source, destination) = match sliced.net.as_ref().expect("ARP or IP") {
         NetSlice::Arp(_) => return,

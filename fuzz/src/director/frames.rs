@@ -25,7 +25,13 @@ pub(super) struct Ip {
 /// Place of a fragment: identification, offset in bytes, more to come.
 pub(super) type Place = (u16, u16, bool);
 
-fn ethernet(ether_type: EtherType, packet: &[u8]) -> Vec<u8> {
+/// An Ethernet frame with this IP packet.
+pub(super) fn ethernet(packet: &[u8]) -> Vec<u8> {
+    let ether_type = if packet[0] >> 4 == 4 { EtherType::IPV4 } else { EtherType::IPV6 };
+    ethernet_of(ether_type, packet)
+}
+
+fn ethernet_of(ether_type: EtherType, packet: &[u8]) -> Vec<u8> {
     let header = Ethernet2Header { destination: TAP_MAC, source: HOST_MAC, ether_type };
     [&header.to_bytes()[..], packet].concat()
 }
@@ -37,9 +43,7 @@ pub(super) fn ip_frame(
     place: Option<Place>,
     payload: &[u8],
 ) -> Vec<u8> {
-    let packet = ip_packet(ip, protocol, place, payload);
-    let ether_type = if ip.destination.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 };
-    ethernet(ether_type, &packet)
+    ethernet(&ip_packet(ip, protocol, place, payload))
 }
 
 /// An IP packet of this payload.
@@ -143,7 +147,7 @@ pub(super) fn arp_request(mac: [u8; 6], sender: Ipv4Addr, target: Ipv4Addr) -> V
         target_mac: [0; 6],
         target_ipv4: target.octets(),
     };
-    ethernet(EtherType::ARP, &packet.to_bytes())
+    ethernet_of(EtherType::ARP, &packet.to_bytes())
 }
 
 /// A neighbour solicitation (135) or advertisement (136) about `target`.

@@ -2,7 +2,9 @@
 //! and time. See [`script`] for how bytes become a sequence, [`checks`] for what must hold.
 
 mod checks;
+mod claims;
 mod frames;
+mod headers;
 mod script;
 mod shell;
 mod world;
@@ -23,6 +25,19 @@ pub struct Reached {
 /// Plays the sequence that the bytes describe.
 pub fn director(data: &[u8]) {
     director_reaches(data);
+}
+
+/// Opens a few flows, then plays the ICMP errors that the bytes describe.
+pub fn icmp_quotes(data: &[u8]) {
+    icmp_quotes_reach(data);
+}
+
+/// Opens a few flows, plays the ICMP errors that the bytes describe, and says what they brought about.
+pub fn icmp_quotes_reach(data: &[u8]) -> Reached {
+    let Some((settings, steps)) = data.split_first_chunk() else { return Reached::default() };
+    let mut player = script::Player::new(world::Settings::read(settings));
+    player.play_quotes(steps);
+    player.finish()
 }
 
 /// Plays the sequence that the bytes describe, and says what it brought about.

@@ -1,6 +1,8 @@
 //! From bytes to a sequence. A step takes eight bytes, so that a mutation changes one step and
 //! leaves the others where they are: the first says what happens, the others how.
 
+mod quotes;
+
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
@@ -122,7 +124,7 @@ impl Player {
     }
 
     /// Gives one frame to the core and checks what comes of it.
-    fn receive(&mut self, source: Source, frame: &[u8]) {
+    fn receive(&mut self, source: Source, frame: &[u8]) -> Verdict {
         let frame = &frame[..frame.len().min(MAX_FRAME)];
         let range = HEADROOM..HEADROOM + frame.len();
         self.slot.fill(0x5a);
@@ -139,7 +141,11 @@ impl Player {
                 self.shell.pending.push_back((Account::Forward, None));
             }
             Verdict::Reply { .. } => self.shell.pending.push_back((Account::Reply, None)),
-            Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => {}
+            Verdict::Fragmented
+            | Verdict::Pass
+            | Verdict::HandedOver
+            | Verdict::Hold
+            | Verdict::Drop(_) => {}
         }
         for output in &outputs {
             remember(&mut self.outer, output.egress, &output.bytes);
@@ -148,6 +154,7 @@ impl Player {
         if !frame.is_empty() {
             self.last_frame = frame.to_vec();
         }
+        verdict
     }
 
     fn tick(&mut self) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use adit::dataplane::conntrack::{FlowTable, Slot, Timeouts};
 use adit::dataplane::counters::Counters;
-use adit::dataplane::director::{Director, Parts};
+use adit::dataplane::director::{Director, Parts, Team};
 use adit::dataplane::fragments::Fragments;
 use adit::dataplane::hash::{HashKey, PersistenceGroup};
 use adit::dataplane::ids::{DestinationId, RealId, VipId};
@@ -49,6 +49,10 @@ const fn v4(site: u8, host: u8) -> IpAddr {
 const fn v6(host: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x10, 0, 0, 0, 0, host))
 }
+
+/// Where the director sends outer packets from.
+pub(super) const DIRECTOR_4: IpAddr = v4(0, 5);
+pub(super) const DIRECTOR_6: IpAddr = v6(5);
 
 /// In the order of their [`RealId`]s.
 pub(super) const REALS: [IpAddr; 6] =
@@ -181,6 +185,7 @@ impl World {
             emit_limits: RateLimiter::new(&settings.limits, [1, 2, 3, 4]),
             persistence: persistence.index(),
             counters: Arc::clone(&counters),
+            team: Team::ALONE,
         });
         let mut world = Self {
             director,
@@ -232,8 +237,8 @@ impl World {
             }
             services.push(Service {
                 name: format!("service-{index}").into(),
-                vip,
-                address,
+                prefix: address.into(),
+                vips: [vip].into(),
                 protocol: *protocol,
                 ports: ports(),
                 scheduler: Arc::clone(&self.schedulers[index]),
@@ -245,6 +250,7 @@ impl World {
                 timeouts: Timeouts::default(),
                 df: self.settings.df,
                 thresholds: Box::default(),
+                admission: None,
                 one_packet: self.settings.one_packet && *protocol == Protocol::Udp,
             });
         }
@@ -265,8 +271,13 @@ impl World {
         self.settings.link_mtu.into()
     }
 
+    /// Whether services that can schedule each datagram anew do.
+    pub(super) fn one_packet(&self) -> bool {
+        self.settings.one_packet
+    }
+
     fn real(&self, id: usize) -> RealServer {
-        let source = if REALS[id].is_ipv4() { v4(0, 5) } else { v6(0x5) };
+        let source = if REALS[id].is_ipv4() { DIRECTOR_4 } else { DIRECTOR_6 };
         let link = match id {
             5 if self.settings.unroutable => Link::None,
             _ if id.is_multiple_of(2) => {
@@ -275,7 +286,7 @@ impl World {
             _ => Link::Kernel { egress: KERNEL },
         };
         RealServer {
-            template: OuterTemplate::new(source, REALS[id], 64).expect("one family"),
+            outers: OuterTemplate::new(source, REALS[id], 64).expect("one family").into(),
             link,
             link_mtu: self.settings.link_mtu,
             cookie_secrets: COOKIE_SECRETS,

@@ -5,9 +5,11 @@
 
 use crate::control::finding::Finding;
 use crate::dataplane::conntrack::Class;
-use crate::dataplane::counters::{Counters, DestinationReading, WorkerReading};
+use crate::dataplane::counters::{DestinationReading, WorkerReading};
+use crate::dataplane::vip_prefix::VipPrefix;
 use crate::io::IoCounters;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// `GET /v1/status`
@@ -33,13 +35,16 @@ pub struct Status {
     pub tap: String,
     /// The client-facing interface.
     pub interface: String,
-    /// How the worker reads the TAP: `multishot` or `poll`.
+    /// How workers read the TAP: `multishot` or `poll`.
     pub engine: String,
     /// Why that one.
     pub engine_reason: String,
-    /// How the kernel agreed to run the worker's ring.
+    /// How the kernel agreed to run the workers' rings.
     pub ring: String,
-    /// What the worker's engine counts, as of its last sign of life.
+    /// How packets are shared out among the workers, and why so where it is not by flow.
+    #[serde(default)]
+    pub steering: String,
+    /// What the workers' engines count, as of their last signs of life.
     pub io: IoCounters,
     /// The error of the last send that failed otherwise than by a full queue, if one ever did.
     pub last_send_error: Option<String>,
@@ -49,25 +54,63 @@ pub struct Status {
     pub active: u64,
     /// Flows in the table that are not.
     pub inactive: u64,
-    /// The same by class, as of the worker's last sign of life.
+    /// The same by class, as of the workers' last signs of life.
     pub flows: FlowsView,
     /// Flows taken over from the process before, at start.
     pub adopted: u64,
-    /// The worker's totals.
+    /// The workers' totals, together.
     pub totals: WorkerReading,
     /// The same in packets: dropped for whatever reason.
     pub dropped: u64,
-    /// Whether received = forwarded + replied + passed + dropped + held + in flight held when it
-    /// was looked at. Between calls into the core it always does; under load one look may fall in
-    /// between.
+    /// Whether received + taken over = forwarded + replied + passed + handed over + dropped + held +
+    /// in flight held for each worker when it was looked at. Between calls into the core it always
+    /// does; under load one look may fall in between.
     pub ledger_balances: bool,
-    /// Milliseconds since the worker said that it is alive.
+    /// Milliseconds since the worker that is silent for longest said that it is alive.
     pub worker_silence_ms: u64,
+    /// Each worker for itself.
+    #[serde(default)]
+    pub workers: Vec<WorkerView>,
+    /// Where routes announce VIPs: each VIP, and whether it is announced.
+    #[serde(default)]
+    pub vips: Vec<VipView>,
     /// What is in force and perhaps not meant, or was so at the start; and `conditions`.
     pub warnings: Vec<OwnedFinding>,
     /// What was wrong with the host at the last look.
     #[serde(default)]
     pub conditions: Vec<OwnedFinding>,
+}
+
+/// One worker of a running director.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// Its number, from 0 on: its queue of the TAP.
+    pub worker: usize,
+    /// Its totals.
+    pub totals: WorkerReading,
+    /// Packets it dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Flows in its table, as of its last sign of life.
+    pub flows: FlowsView,
+    /// What its engine counts, as of its last sign of life.
+    pub io: IoCounters,
+    /// The error of its last send that failed otherwise than by a full queue, if one ever did.
+    pub last_send_error: Option<String>,
+    /// Milliseconds since it said that it is alive.
+    pub silence_ms: u64,
+}
+
+/// A VIP that its route announces, or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VipView {
+    /// The VIP, or the prefix.
+    pub vip: VipPrefix,
+    /// Whether it is announced.
+    pub announced: bool,
+    /// Why not; absent where it is.
+    pub reason: Option<String>,
+    /// How often it was withdrawn since the director started.
+    pub withdrawals: u64,
 }
 
 /// Flows in the table by class; those that have expired and wait to be swept are in.
@@ -87,9 +130,8 @@ pub struct FlowsView {
 }
 
 impl FlowsView {
-    /// How many flows of each class `counters` say there are.
-    pub(in crate::control) fn of(counters: &Counters) -> Self {
-        let of = |class| counters.flows(class).get();
+    /// How many flows of each class there are, as `of` says.
+    pub(in crate::control) fn of(of: impl Fn(Class) -> u64) -> Self {
         FlowsView {
             half_open: of(Class::HalfOpen),
             unproven: of(Class::Unproven),
@@ -133,8 +175,8 @@ pub struct Services {
 pub struct ServiceView {
     /// Its name.
     pub name: String,
-    /// Its VIP.
-    pub vip: IpAddr,
+    /// Its VIP, or prefix of them.
+    pub vip: VipPrefix,
     /// Its ports: `5432`, `80,443`, `6000-6009` or `any`.
     pub ports: String,
     /// `tcp` or `udp`.
@@ -172,23 +214,73 @@ pub struct RealView {
     /// Connections below which it takes new ones again, given or by default.
     #[serde(default)]
     pub min_connections: Option<u32>,
-    /// `up`, `overloaded` (it has as many connections as it may), `drained` (weight 0) or
-    /// `draining` (taken out of the configuration).
+    /// `up`, `down` and `unchecked` (by its checks), `overloaded` (it has as many connections as it
+    /// may), `drained` (weight 0) or `draining` (taken out of the configuration).
     pub state: String,
     /// Flows and traffic since it was configured.
     pub counters: DestinationReading,
-    /// Outer source address.
+    /// How packets to it are carried: `ipip`, `gre`, `gue port 6080`, the last two perhaps `with
+    /// checksum`, or `direct`.
+    #[serde(default)]
+    pub tunnel: String,
+    /// Outer source address; the first where there are several.
     pub source: Option<IpAddr>,
+    /// The other outer source addresses, where flows spread over several.
+    #[serde(default)]
+    pub more_sources: Vec<IpAddr>,
     /// Device its packets leave by.
     pub interface: Option<String>,
     /// Next hop.
     pub next_hop: Option<IpAddr>,
-    /// `direct`, or `kernel` with the reason.
+    /// `direct`, or `kernel` or `none` with the reason.
     pub egress: String,
     /// MTU of the way as this host knows it.
     pub link_mtu: u32,
     /// Path MTU in force: smaller where an error said so lately.
     pub path_mtu: u32,
+    /// What checks know of it, where it is checked.
+    #[serde(default)]
+    pub health: Option<HealthView>,
+}
+
+/// What checks know of a real server of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HealthView {
+    /// What is tried: `tcp 5432`.
+    pub check: String,
+    /// `up`, `down`, or `unchecked` before the first check has ended.
+    pub state: String,
+    /// Seconds since it is that.
+    pub since_seconds: u64,
+    /// How the last check ended: `ok`, or the step at which it failed: `local` (it could not leave this
+    /// host), `no-route`, `refused`, `unreachable`, `timeout`.
+    pub last: Option<String>,
+    /// Microseconds from SYN to SYN-ACK in the last check, where it succeeded.
+    pub latency_us: Option<u64>,
+    /// Seconds since the last check ended.
+    pub age_seconds: Option<u64>,
+    /// Checks that succeeded.
+    pub passed: u64,
+    /// Checks that failed.
+    pub failures: FailuresView,
+    /// Why the state is what it is: `down: no SYN-ACK within 1s, 3 of 3`.
+    pub reason: String,
+}
+
+/// Checks that failed, by step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FailuresView {
+    /// They could not leave this host.
+    pub local: u64,
+    /// This host has no way to the real server.
+    pub no_route: u64,
+    /// Answered by a reset.
+    pub refused: u64,
+    /// Answered by an error.
+    pub unreachable: u64,
+    /// Not answered.
+    pub timeout: u64,
 }
 
 /// `GET /v1/connections`
@@ -290,12 +382,27 @@ pub struct Explained {
     pub choice: Option<serde_json::Value>,
     /// The real server a new flow would go to.
     pub real: Option<IpAddr>,
+    /// How packets to that are carried, in the form of [`RealView::tunnel`].
+    #[serde(default)]
+    pub tunnel: Option<String>,
     /// The connection there is, which goes before any choice; live only.
     pub connection: Option<ConnectionView>,
     /// The real server that persistence remembers for the client; live only.
     pub persisted: Option<IpAddr>,
+    /// Real servers of the service that its checks keep from new flows; live only.
+    #[serde(default)]
+    pub unhealthy: Vec<Unhealthy>,
     /// In one sentence.
     pub answer: String,
+}
+
+/// A real server that checks keep from new flows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unhealthy {
+    /// The real server.
+    pub real: IpAddr,
+    /// Why: `down: no SYN-ACK within 1s, 3 of 3`.
+    pub reason: String,
 }
 
 /// The body of every answer that is not a success.
@@ -331,6 +438,7 @@ pub(crate) mod sample {
             engine: String::new(),
             engine_reason: String::new(),
             ring: String::new(),
+            steering: String::new(),
             io: IoCounters::default(),
             last_send_error: None,
             max_connections: 0,
@@ -342,8 +450,22 @@ pub(crate) mod sample {
             dropped: 0,
             ledger_balances: true,
             worker_silence_ms: 0,
+            workers: vec![worker(0)],
+            vips: Vec::new(),
             warnings: Vec::new(),
             conditions: Vec::new(),
+        }
+    }
+
+    pub(crate) fn worker(number: usize) -> WorkerView {
+        WorkerView {
+            worker: number,
+            totals: WorkerReading::default(),
+            dropped: BTreeMap::new(),
+            flows: FlowsView::default(),
+            io: IoCounters::default(),
+            last_send_error: None,
+            silence_ms: 0,
         }
     }
 
@@ -372,12 +494,15 @@ pub(crate) mod sample {
             min_connections: None,
             state: "up".to_owned(),
             counters: DestinationReading::default(),
+            tunnel: "ipip".to_owned(),
             source: None,
+            more_sources: Vec::new(),
             interface: None,
             next_hop: None,
             egress: "direct".to_owned(),
             link_mtu: 1500,
             path_mtu: 1500,
+            health: None,
         }
     }
 }

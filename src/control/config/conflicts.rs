@@ -3,8 +3,8 @@
 use super::limits;
 use super::reader::Problems;
 use super::service::Placed;
-use super::types::{Protocol, Tunnel};
-use std::collections::{HashMap, HashSet};
+use super::types::{Protocol, Tunnel, VipPrefix};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 pub(super) fn check(services: &[Placed], tunnel: &Tunnel, problems: &Problems) {
@@ -17,12 +17,17 @@ pub(super) fn check(services: &[Placed], tunnel: &Tunnel, problems: &Problems) {
 
 /// The region has room for so many real servers and VIPs.
 fn totals(services: &[Placed], problems: &Problems) {
-    let mut vips = HashSet::new();
+    let (mut prefixes, mut vips) = (HashSet::new(), HashSet::new());
     let mut reals = HashSet::new();
     for placed in services {
-        if vips.insert(placed.service.vip) && vips.len() == limits::MAX_VIPS + 1 {
-            let message = format!("more than {} VIPs", limits::MAX_VIPS);
-            problems.at(placed.vip.clone(), message, "spread the rest over other directors");
+        let fitted = vips.len() <= limits::MAX_VIPS;
+        if prefixes.insert(placed.service.vip) && fitted {
+            vips.extend(placed.service.vip.addresses());
+            if vips.len() > limits::MAX_VIPS {
+                let message = format!("more than {} VIPs", limits::MAX_VIPS);
+                let help = "each address of a prefix is one; spread the rest over other directors";
+                problems.at(placed.vip.clone(), message, help);
+            }
         }
         for (real, span) in placed.service.reals.iter().zip(&placed.reals) {
             let new = reals.insert(real.address);
@@ -48,10 +53,11 @@ fn names(services: &[Placed], problems: &Problems) {
     }
 }
 
-/// Two services may share a port where one is more specific (exact, list, range, any, in that
-/// order); where they are of one kind, nothing could choose between them.
+/// Two services may share a port of a VIP where one names the VIP more exactly (an address, a longer
+/// prefix), or the port (exact, list, range, any, in that order); where they are of one kind in both,
+/// nothing could choose between them.
 fn ports(services: &[Placed], problems: &Problems) {
-    let mut by_vip: HashMap<(IpAddr, Protocol, u8), Vec<&Placed>> = HashMap::new();
+    let mut by_vip: HashMap<(VipPrefix, Protocol, u8), Vec<&Placed>> = HashMap::new();
     for placed in services {
         let s = &placed.service;
         let rivals = by_vip.entry((s.vip, s.protocol, s.ports.precedence())).or_default();
@@ -74,7 +80,11 @@ fn ports(services: &[Placed], problems: &Problems) {
 }
 
 fn reals(services: &[Placed], tunnel: &Tunnel, problems: &Problems) {
-    let vips: HashMap<IpAddr, &Placed> = services.iter().map(|p| (p.service.vip, p)).collect();
+    let vips: HashMap<VipPrefix, &Placed> = services.iter().map(|p| (p.service.vip, p)).collect();
+    let lengths: BTreeSet<u8> = vips.keys().map(VipPrefix::length).collect();
+    let owner = |address: IpAddr| {
+        lengths.iter().find_map(|length| vips.get(&VipPrefix::holding(address, *length)))
+    };
     for placed in services {
         let spans = || placed.service.reals.iter().zip(&placed.reals);
         for ((real, span), (next, next_span)) in spans().zip(spans().skip(1)) {
@@ -94,7 +104,7 @@ fn reals(services: &[Placed], tunnel: &Tunnel, problems: &Problems) {
             }
         }
         for (real, span) in spans() {
-            if let Some(owner) = vips.get(&real.address) {
+            if let Some(owner) = owner(real.address) {
                 problems.between(
                     span.clone(),
                     format!("real server {} is also a VIP", real.address),
@@ -103,11 +113,7 @@ fn reals(services: &[Placed], tunnel: &Tunnel, problems: &Problems) {
                      address",
                 );
             }
-            let source = match real.address {
-                IpAddr::V4(_) => tunnel.source_v4.map(IpAddr::V4),
-                IpAddr::V6(_) => tunnel.source_v6.map(IpAddr::V6),
-            };
-            if source == Some(real.address) {
+            if tunnel.sources().any(|source| source == real.address) {
                 problems.at(
                     span.clone(),
                     format!("real server {} is the tunnel's own `source`", real.address),

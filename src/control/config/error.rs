@@ -50,6 +50,22 @@ impl ConfigErrors {
         ConfigErrors { file: file.to_owned(), text: text.to_owned(), problems }
     }
 
+    /// One problem of a text that is not a configuration of ours but becomes one.
+    pub(in crate::control) fn one(
+        file: &str,
+        text: &str,
+        span: Range<usize>,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        let (message, help) = (message.into(), help.into());
+        Self::new(
+            file,
+            text,
+            vec![Problem { message, help, line: 0, column: 0, span, other: None }],
+        )
+    }
+
     /// The problems, in the order of the file.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {

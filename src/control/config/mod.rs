@@ -7,6 +7,7 @@
 //! Invariant: the rest of the program never sees an unchecked value. A [`Config`] that exists has
 //! passed every rule of this module.
 
+mod check;
 mod conflicts;
 mod error;
 mod hash;
@@ -15,6 +16,7 @@ mod limits;
 mod reader;
 mod sections;
 mod service;
+mod tunnel;
 mod types;
 
 pub use error::{ConfigErrors, Problem, RenderStyle};
@@ -22,11 +24,21 @@ pub use hash::{ConfigHash, config_hash, services_hash};
 pub use hash_key::{HashKeyError, HashKeyOrigin, LoadedKey};
 pub use limits::{
     DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS, MAX_SERVICES, MAX_VIPS,
+    MAX_WORKERS, PROBE_PORTS,
 };
+pub(super) use limits::{
+    DEFAULT_TAP, DurationBounds, MAX_CONFIG_BYTES, PERSISTENCE, TCP_ESTABLISHED, TCP_FIN,
+    THRESHOLD, UDP, WEIGHT,
+};
+pub use tunnel::{RealTunnel, TunnelKind};
 pub use types::{
-    Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Persistence, Ports,
-    Protocol, Real, Scheduler, Service, Timeouts, Tunnel, TunnelKind,
+    Announce, Capture, Check, CheckKind, ClientLimit, Config, Director, DontFragment, Health,
+    Initial, IoEngine, Limits, NewFlows, Persistence, Ports, Protocol, Real, Scheduler, Service,
+    ServiceLimits, Timeouts, Tunnel, VipPrefix,
 };
+
+pub(super) use sections::interface_name;
+pub(super) use service::{label, not_unicast};
 
 use reader::{Problems, Table};
 use std::path::PathBuf;

@@ -72,10 +72,9 @@ impl Problems {
     }
 }
 
-/// One word a key may have, or one that is refused for now with its reason.
+/// One word a key may have.
 pub(super) enum Word<T> {
     Is(&'static str, T),
-    Later(&'static str, &'static str),
 }
 
 /// A table whose keys are taken one by one; what is left when it is finished is unknown.
@@ -221,7 +220,30 @@ impl<'t> Table<'t> {
             self.problems.at(value.span(), format!("`{key}` = {number} has no unit"), help);
             return None;
         }
-        self.parsed(key, |text| parse_duration(key, text, bounds)).map(|at| at.value)
+        self.parsed(key, |text| whole_seconds(key, parse_duration(key, text, bounds)?))
+            .map(|at| at.value)
+    }
+
+    /// A duration that may be a fraction of a second, down to milliseconds.
+    pub(super) fn short_duration(
+        &mut self,
+        key: &'static str,
+        bounds: &DurationBounds,
+    ) -> Option<Duration> {
+        let value = self.get(key)?;
+        if let DeValue::Integer(number) = value.get_ref() {
+            let help = format!("say which unit, in quotes: {key} = \"{number}s\"");
+            self.problems.at(value.span(), format!("`{key}` = {number} has no unit"), help);
+            return None;
+        }
+        let whole = |duration: Duration| duration.subsec_nanos().is_multiple_of(1_000_000);
+        self.parsed(key, |text| {
+            let duration = parse_duration(key, text, bounds)?;
+            let message = format!("`{key}` = {text} is not a whole number of milliseconds");
+            let fine = || (message, "nothing is timed more finely".to_owned());
+            whole(duration).then_some(duration).ok_or_else(fine)
+        })
+        .map(|at| at.value)
     }
 
     pub(super) fn address(&mut self, key: &'static str) -> Option<At<IpAddr>> {
@@ -273,13 +295,7 @@ impl<'t> Table<'t> {
         for word in words {
             match *word {
                 Word::Is(name, value) if name == text.value => return Some(value),
-                Word::Later(name, reason) if name == text.value => {
-                    let message = format!("`{key} = \"{name}\"` is not supported yet");
-                    self.problems.at(text.span.clone(), message, reason);
-                    return None;
-                }
                 Word::Is(name, _) => right.push(name),
-                Word::Later(..) => {}
             }
         }
         let message = format!("`{key}` cannot be \"{}\"", text.value);
@@ -371,8 +387,13 @@ fn parse_duration(
             format!("from {} to {}: {}", show(bounds.least), show(bounds.most), bounds.reason),
         ));
     }
+    Ok(duration)
+}
+
+fn whole_seconds(key: &str, duration: Duration) -> Result<Duration, (String, String)> {
     if duration.subsec_nanos() != 0 {
-        let message = format!("`{key}` = {} is not a whole number of seconds", show(duration));
+        let shown = humantime::format_duration(duration);
+        let message = format!("`{key}` = {shown} is not a whole number of seconds");
         return Err((message, "timers run in whole seconds".to_owned()));
     }
     Ok(duration)

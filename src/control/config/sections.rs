@@ -1,15 +1,17 @@
 //! `[director]`, `[tunnel]`, `[timeouts]` and `[limits]`.
 
+use super::check;
 use super::conflicts;
 use super::limits::{self, DurationBounds};
 use super::reader::{At, Problems, Table, Word};
 use super::service;
+use super::tunnel::{TunnelChoice, TunnelKind};
 use super::types::{
     Announce, Capture, Config, Director, DontFragment, IoEngine, Limits, Timeouts, Tunnel,
-    TunnelKind,
 };
 use crate::dataplane::rate_limit::RateLimits;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -23,22 +25,24 @@ pub(super) fn read<'t>(mut root: Table<'t>, problems: &'t Problems) -> Option<Co
             None
         }
     };
-    let (tunnel, df) = tunnel(root.table("tunnel", "[tunnel]"), problems);
+    let (tunnel, choice, df) = tunnel(root.table("tunnel", "[tunnel]"), problems);
     let timeouts = timeouts(root.table("timeouts", "[timeouts]"), &default_timeouts());
     let limits = limits(root.table("limits", "[limits]"));
-    let defaults = service::Defaults { timeouts, df };
+    let defaults = service::Defaults { timeouts, df, tunnel: choice };
+    let health = check::health(root.table("health", "[health]"), problems);
     let services = service::read_all(root.tables("service", "[[service]]"), &defaults, problems);
     root.finish();
 
     conflicts::check(&services, &tunnel, problems);
+    check::fits(&services, &health, problems);
     let mut services: Vec<_> = services.into_iter().map(|s| s.service).collect();
     services.sort_by(|a, b| a.name.cmp(&b.name));
-    Some(Config { director: director?, tunnel, limits, services })
+    Some(Config { director: director?, tunnel, limits, health, services })
 }
 
 fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
     let (tap, interface) = devices(&mut t, problems);
-    let workers = workers(&mut t, problems);
+    let workers = workers(&mut t);
     let capture = t.word(
         "capture",
         &[
@@ -52,17 +56,14 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         "announce",
         &[
             Word::Is("arp", Announce::Arp),
+            Word::Is("route", Announce::Route),
             Word::Is("none", Announce::None),
-            Word::Later("route", "it comes with the next version; use \"arp\" or \"none\""),
         ],
     );
-    if let (Some(Capture::Bridge), Some(Announce::None), Some(span)) = (capture, announce, quiet) {
-        problems.at(
-            span,
-            "in bridge capture the TAP answers for the VIPs",
-            "write announce = \"arp\", or lead the traffic to the TAP yourself with capture = \"manual\"",
-        );
+    if let (Some(capture), Some(announce), Some(span)) = (capture, announce, quiet) {
+        announced_otherwise(capture, announce, span, problems);
     }
+    let withdraw_wait = withdraw_wait(&mut t, announce, problems);
     let max_connections = t.integer(
         "max_connections",
         &limits::MAX_CONNECTIONS,
@@ -95,6 +96,7 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         workers,
         capture: capture.unwrap_or(Capture::Route),
         announce: announce.unwrap_or(Announce::Arp),
+        withdraw_wait,
         max_connections: max_connections.unwrap_or(limits::DEFAULT_MAX_CONNECTIONS),
         hash_key_file: hash_key_file.map(|at| at.value),
         io: io.unwrap_or(IoEngine::Auto),
@@ -105,6 +107,54 @@ fn director(mut t: Table<'_>, problems: &Problems) -> Option<Director> {
         mtu,
         metrics: metrics.map(|at| at.value),
     })
+}
+
+/// Ways to announce VIPs that a way to capture their packets does not go with.
+fn announced_otherwise(
+    capture: Capture,
+    announce: Announce,
+    span: Range<usize>,
+    problems: &Problems,
+) {
+    match (capture, announce) {
+        (Capture::Bridge, Announce::None) => problems.at(
+            span,
+            "in bridge capture the TAP answers for the VIPs",
+            "write announce = \"arp\", or lead the traffic to the TAP yourself with capture = \"manual\"",
+        ),
+        (Capture::Bridge, Announce::Route) => problems.at(
+            span,
+            "in bridge capture there are no routes of VIPs that could announce them",
+            "write capture = \"route\" to have them, or announce = \"arp\": the TAP answers on the bridge",
+        ),
+        (Capture::Manual, Announce::Route) => problems.at(
+            span,
+            "in manual capture Adit makes no routes of VIPs that could announce them",
+            "write capture = \"route\" to have them, or announce = \"none\" and announce what you lead \
+             to the TAP yourself",
+        ),
+        (Capture::Route, _) | (_, Announce::Arp) | (Capture::Manual, Announce::None) => {}
+    }
+}
+
+fn withdraw_wait(
+    t: &mut Table<'_>,
+    announce: Option<Announce>,
+    problems: &Problems,
+) -> Option<Duration> {
+    let span = t.get("withdraw_wait").map(toml::Spanned::span);
+    let given = t.duration("withdraw_wait", &limits::WITHDRAW_WAIT);
+    if announce == Some(Announce::Route) {
+        return Some(given.unwrap_or(limits::WITHDRAW_WAIT.default));
+    }
+    if let Some(span) = span {
+        problems.at(
+            span,
+            "`withdraw_wait` is about routes of VIPs, and these do not announce them",
+            "leave it out, or write announce = \"route\"",
+        );
+    }
+    None
 }
 
 /// `tap` and `interface`, which must not be one.
@@ -127,31 +177,22 @@ fn devices(t: &mut Table<'_>, problems: &Problems) -> (Option<String>, Option<St
     (tap.map(|at| at.value), interface.map(|at| at.value))
 }
 
-fn workers(t: &mut Table<'_>, problems: &Problems) -> u16 {
-    let span = t.get("workers").map(toml::Spanned::span);
-    if let (Some(n), Some(span)) = (t.integer("workers", &(0..=256u16), "a thread each"), span)
-        && n != 1
-    {
-        problems.at(
-            span,
-            format!("`workers = {n}` is not supported yet"),
-            "several queues come with the next version; write 1, or leave the line out",
-        );
-    }
-    1
+fn workers(t: &mut Table<'_>) -> u16 {
+    t.integer("workers", &(0..=limits::MAX_WORKERS), "a thread each; 0: one per core").unwrap_or(1)
 }
 
-fn tunnel(table: Option<Table<'_>>, problems: &Problems) -> (Tunnel, DontFragment) {
+fn tunnel(table: Option<Table<'_>>, problems: &Problems) -> (Tunnel, TunnelChoice, DontFragment) {
     let mut tunnel = Tunnel {
         kind: TunnelKind::Ipip,
-        source_v4: None,
-        source_v6: None,
+        source_v4: Vec::new(),
+        source_v6: Vec::new(),
         ttl: limits::DEFAULT_TTL,
     };
-    let Some(mut t) = table else { return (tunnel, DontFragment::Copy) };
-    if let Some(kind) = t.word("kind", &[Word::Is("ipip", TunnelKind::Ipip)]) {
-        tunnel.kind = kind;
-    }
+    let Some(mut t) = table else {
+        return (tunnel, TunnelChoice::default(), DontFragment::Copy);
+    };
+    let choice = TunnelChoice::read(&mut t, problems, false);
+    tunnel.kind = choice.kind;
     let mut seen: Vec<At<IpAddr>> = Vec::new();
     for source in t.addresses("source") {
         if let Some(reason) = service::not_unicast(source.value) {
@@ -162,27 +203,40 @@ fn tunnel(table: Option<Table<'_>>, problems: &Problems) -> (Tunnel, DontFragmen
             );
             continue;
         }
-        if let Some(first) = seen.iter().find(|s| s.value.is_ipv4() == source.value.is_ipv4()) {
+        if let Some(first) = seen.iter().find(|s| s.value == source.value) {
             problems.between(
                 source.span,
-                "a second `source` of the same family is not supported yet",
+                format!("`source` names {} twice", source.value),
                 (first.span.clone(), "the first"),
-                "several come with several queues; name one IPv4 and one IPv6 address at most",
+                "flows spread evenly over the addresses: name each once",
             );
             continue;
         }
+        let of_family = seen.iter().filter(|s| s.value.is_ipv4() == source.value.is_ipv4());
+        if of_family.count() == limits::MAX_SOURCES {
+            let most = limits::MAX_SOURCES;
+            problems.at(
+                source.span,
+                format!("more than {most} sources of one family"),
+                "as many as real servers have receive queues will do",
+            );
+            break;
+        }
         match source.value {
-            IpAddr::V4(v4) => tunnel.source_v4 = Some(v4),
-            IpAddr::V6(v6) => tunnel.source_v6 = Some(v6),
+            IpAddr::V4(v4) => tunnel.source_v4.push(v4),
+            IpAddr::V6(v6) => tunnel.source_v6.push(v6),
         }
         seen.push(source);
     }
+    // The order in the file means nothing: a flow's source is the same for the same set.
+    tunnel.source_v4.sort_unstable();
+    tunnel.source_v6.sort_unstable();
     if let Some(ttl) = t.integer("ttl", &limits::TTL, "the first router drops a TTL of 0") {
         tunnel.ttl = ttl;
     }
     let df = df(&mut t).unwrap_or(DontFragment::Copy);
     t.finish();
-    (tunnel, df)
+    (tunnel, choice, df)
 }
 
 pub(super) fn df(t: &mut Table<'_>) -> Option<DontFragment> {
@@ -239,7 +293,10 @@ fn limits(table: Option<Table<'_>>) -> Limits {
 
 /// A device name. The kernel takes more (`dev_valid_name`), but nobody uses it, and these may be
 /// put into firewall rules as they are.
-fn interface_name(key: &str, text: &str) -> Result<String, (String, String)> {
+pub(in crate::control) fn interface_name(
+    key: &str,
+    text: &str,
+) -> Result<String, (String, String)> {
     let valid = (1..=15).contains(&text.len())
         && text != "."
         && text != ".."

@@ -1,12 +1,16 @@
 //! `[[service]]` and `[[service.real]]`.
 
+use super::check;
 use super::limits;
 use super::reader::{At, Problems, Table, Word};
 use super::sections::{df, timeouts};
+use super::tunnel::TunnelChoice;
 use super::types::{
-    DontFragment, Persistence, Ports, Protocol, Real, Scheduler, Service, Timeouts,
+    ClientLimit, DontFragment, NewFlows, Persistence, Ports, Protocol, Real, Scheduler, Service,
+    ServiceLimits, Timeouts, VipPrefix,
 };
 use crate::dataplane::scheduler::SchedulerFlag;
+use crate::dataplane::vip_prefix::VipPrefixError;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::Range;
 use toml::Spanned;
@@ -19,6 +23,7 @@ const DEFAULT_SCHEDULER: Scheduler = Scheduler::Maglev;
 pub(super) struct Defaults {
     pub(super) timeouts: Timeouts,
     pub(super) df: DontFragment,
+    pub(super) tunnel: TunnelChoice,
 }
 
 /// A service with the places that conflicts between services point at.
@@ -50,7 +55,7 @@ pub(super) fn read_all(
 
 fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Placed> {
     let name = t.parsed("name", |text| label("name", text));
-    let vip = t.address("vip");
+    let vip = t.parsed("vip", vip);
     let ports = ports(&mut t, problems);
     let protocol =
         t.word("protocol", &[Word::Is("tcp", Protocol::Tcp), Word::Is("udp", Protocol::Udp)]);
@@ -67,9 +72,15 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
         Some(table) => persistence(table),
         None => (None, None),
     };
+    let limits = t.table("limits", "`limits`").map(|table| service_limits(table, problems));
     let timeouts = timeouts(t.table("timeouts", "`timeouts`"), &defaults.timeouts);
     let df = df(&mut t).unwrap_or(defaults.df);
-    let mut reals = reals(t.tables("real", "[[service.real]]"), problems);
+    let tunnel = TunnelChoice::below(&mut t, problems, defaults.tunnel);
+    let check_span = t.get("check").map(Spanned::span).unwrap_or_default();
+    let raw_check = t
+        .table("check", "`check`")
+        .map(|table| At { value: check::read(table, problems), span: check_span });
+    let mut reals = reals(t.tables("real", "[[service.real]]"), tunnel, problems);
     for (key, example) in [
         ("name", "name = \"orders-read\""),
         ("vip", "vip = \"198.51.100.10\""),
@@ -84,7 +95,8 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
     reals.sort_by_key(|(real, _)| real.address);
     let (reals, real_spans) = reals.into_iter().unzip();
     let (name, vip, ports) = (name?, vip?, ports?);
-    if let Some(reason) = not_unicast(vip.value) {
+    let ends = [vip.value.address(), vip.value.addresses().last().unwrap_or(vip.value.address())];
+    if let Some(reason) = ends.into_iter().find_map(not_unicast) {
         problems.at(
             vip.span,
             format!("`vip` {} is {reason}", vip.value),
@@ -95,6 +107,7 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
     let protocol = protocol.unwrap_or(Protocol::Tcp);
     let one_packet =
         one_packet.is_some_and(|key| one_packet_fits(key, protocol, persists, problems));
+    let check = raw_check.and_then(|raw| check::complete(&raw, &ports.value, protocol, problems));
     let service = Service {
         name: name.value,
         vip: vip.value,
@@ -104,12 +117,42 @@ fn read(mut t: Table<'_>, defaults: &Defaults, problems: &Problems) -> Option<Pl
         scheduler_flags,
         one_packet,
         persistence,
+        limits: limits.map_or_else(ServiceLimits::default, |limits| limits.of(protocol, problems)),
         timeouts,
         df,
+        check,
         reals,
     };
     let (name, vip, ports) = (name.span, vip.span, ports.span);
     Some(Placed { service, name, vip, ports, group, reals: real_spans })
+}
+
+/// An address, or a prefix of no more than there may be VIPs.
+fn vip(text: &str) -> Result<VipPrefix, (String, String)> {
+    let wrong = |error: VipPrefixError| {
+        let help = match &error {
+            VipPrefixError::Syntax(_) => {
+                "an IPv4 or IPv6 address, such as \"198.51.100.10\" or \"2001:db8::10\", or a prefix \
+                 such as \"198.51.100.16/28\"; names are not looked up"
+                    .to_owned()
+            }
+            VipPrefixError::Length { .. } => "such as \"198.51.100.16/28\"".to_owned(),
+            VipPrefixError::HostBits { given, right } => {
+                let one = given.split('/').next().unwrap_or_default();
+                format!("\"{right}\" for all its addresses, \"{one}\" for the one")
+            }
+        };
+        (format!("`vip` = \"{text}\": {error}"), help)
+    };
+    let vip: VipPrefix = text.parse().map_err(wrong)?;
+    if vip.host_bits() > limits::MAX_VIP_HOST_BITS {
+        let least = vip.length() + vip.host_bits() - limits::MAX_VIP_HOST_BITS;
+        return Err((
+            format!("`vip` = \"{text}\" has more than {} addresses", limits::MAX_VIPS),
+            format!("a prefix of {least} bits or more: a director has room for so many VIPs"),
+        ));
+    }
+    Ok(vip)
 }
 
 /// The flags of a service, each of which its scheduler must have.
@@ -174,14 +217,23 @@ fn one_packet_fits(
     true
 }
 
-fn reals(tables: Vec<Table<'_>>, problems: &Problems) -> Vec<(Real, Range<usize>)> {
-    tables.into_iter().filter_map(|table| real(table, problems)).collect()
+fn reals(
+    tables: Vec<Table<'_>>,
+    tunnel: TunnelChoice,
+    problems: &Problems,
+) -> Vec<(Real, Range<usize>)> {
+    tables.into_iter().filter_map(|table| real(table, tunnel, problems)).collect()
 }
 
-fn real(mut t: Table<'_>, problems: &Problems) -> Option<(Real, Range<usize>)> {
+fn real(
+    mut t: Table<'_>,
+    tunnel: TunnelChoice,
+    problems: &Problems,
+) -> Option<(Real, Range<usize>)> {
     let address = t.address("address");
     let weight = t.integer("weight", &limits::WEIGHT, "0 means drained");
     let (max_connections, min_connections) = thresholds(&mut t, problems);
+    let tunnel = TunnelChoice::below(&mut t, problems, tunnel);
     if address.is_none() && t.get("address").is_none() {
         t.missing("address", "address = \"10.20.0.11\"");
     }
@@ -198,7 +250,8 @@ fn real(mut t: Table<'_>, problems: &Problems) -> Option<(Real, Range<usize>)> {
     let weight = weight.unwrap_or(limits::DEFAULT_WEIGHT);
     let address_span = address.span;
     let address = address.value;
-    Some((Real { address, weight, max_connections, min_connections }, address_span))
+    let tunnel = tunnel.towards(address);
+    Some((Real { address, weight, max_connections, min_connections, tunnel }, address_span))
 }
 
 /// `max_connections` and `min_connections` of a real server.
@@ -242,6 +295,71 @@ fn persistence(mut t: Table<'_>) -> (Option<Persistence>, Option<Range<usize>>) 
         group: group.map(|g| g.value),
     };
     (Some(persistence), span)
+}
+
+/// `limits` of a service, and where it bounds half-open flows.
+struct ReadLimits {
+    limits: ServiceLimits,
+    half_open: Option<Range<usize>>,
+}
+
+impl ReadLimits {
+    /// The limits, which must make sense for the protocol.
+    fn of(self, protocol: Protocol, problems: &Problems) -> ServiceLimits {
+        if let (Protocol::Udp, Some(span)) = (protocol, self.half_open) {
+            problems.at(
+                span,
+                "`half_open` in a UDP service",
+                "only TCP has a handshake; bound UDP by `new_per_second`",
+            );
+        }
+        self.limits
+    }
+}
+
+fn service_limits(mut t: Table<'_>, problems: &Problems) -> ReadLimits {
+    let total = new_flows(&mut t, ["new_per_second", "new_burst"], problems);
+    let client = new_flows(&mut t, ["client_new_per_second", "client_new_burst"], problems);
+    let v4 = t.integer("client_ipv4_prefix", &(1..=32u8), "32 tells every client apart");
+    let v6 = t.integer("client_ipv6_prefix", &(1..=128u8), "64 is one host's or one customer's");
+    for key in ["client_ipv4_prefix", "client_ipv6_prefix"] {
+        if t.get("client_new_per_second").is_none()
+            && let Some(value) = t.get(key)
+        {
+            let help = "it says what a client is to that limit: add it, or leave this out";
+            let message = format!("`{key}` without `client_new_per_second`");
+            problems.at(value.span(), message, help);
+        }
+    }
+    let why = "half-open connections at a time; without the key the flow table is the bound";
+    let half_open = t.integer("half_open", &limits::HALF_OPEN, why);
+    let span = t.get("half_open").map(Spanned::span);
+    t.finish();
+    let client = client.map(|new| ClientLimit {
+        new,
+        ipv4_prefix: v4.unwrap_or(32),
+        ipv6_prefix: v6.unwrap_or(64),
+    });
+    ReadLimits { limits: ServiceLimits { total, client, half_open }, half_open: span }
+}
+
+/// A rate of new flows, and its burst; by default as many at once as in a second.
+fn new_flows(
+    t: &mut Table<'_>,
+    [rate_key, burst_key]: [&'static str; 2],
+    problems: &Problems,
+) -> Option<NewFlows> {
+    let why = "new connections or datagrams of unknown flows; without the key there is no bound";
+    let per_second = t.integer(rate_key, &limits::NEW_FLOWS, why);
+    let burst = t.integer(burst_key, &limits::NEW_FLOWS, why);
+    if t.get(rate_key).is_none()
+        && let Some(value) = t.get(burst_key)
+    {
+        let help = "it says how many may come at once where that many a second may";
+        problems.at(value.span(), format!("`{burst_key}` without `{rate_key}`"), help);
+    }
+    let per_second = per_second?;
+    Some(NewFlows { per_second, burst: burst.unwrap_or(per_second) })
 }
 
 const PORT_HELP: &str =
@@ -315,7 +433,7 @@ fn port_list(mut ports: Vec<u16>) -> Result<Ports, String> {
 }
 
 /// A service's or group's name: it is printed in tables, URLs and metric labels.
-fn label(key: &str, text: &str) -> Result<String, (String, String)> {
+pub(in crate::control) fn label(key: &str, text: &str) -> Result<String, (String, String)> {
     let valid = (1..=limits::MAX_NAME).contains(&text.len())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
     if valid {
@@ -328,7 +446,7 @@ fn label(key: &str, text: &str) -> Result<String, (String, String)> {
 }
 
 /// Why an address cannot be one host's on a network, if so.
-pub(super) fn not_unicast(address: IpAddr) -> Option<&'static str> {
+pub(in crate::control) fn not_unicast(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {
         return Some("the unspecified address");
     }

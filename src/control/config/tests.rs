@@ -72,6 +72,19 @@ fn the_example_is_taken() {
 }
 
 #[test]
+fn routes_that_announce_are_withdrawn_some_time_before_the_end() {
+    let wait = |extra: &str| ok(&format!("{HEAD}{extra}")).director.withdraw_wait;
+    assert_eq!(wait(""), None);
+    assert_eq!(wait("announce = \"none\"\n"), None);
+    assert_eq!(wait("announce = \"route\"\n"), Some(Duration::from_secs(2)));
+    let given = "announce = \"route\"\nwithdraw_wait = \"25s\"\n";
+    assert_eq!(wait(given), Some(Duration::from_secs(25)));
+    // It is part of the configuration's hash.
+    let hash = |extra: &str| config_hash(&ok(&format!("{HEAD}{extra}"))).to_string();
+    assert_ne!(hash(given), hash(&given.replace("25", "26")));
+}
+
+#[test]
 fn refusals() {
     let service = |extra: &str| {
         format!("{HEAD}[[service]]\nname = \"db\"\nvip = \"192.0.2.1\"\nport = 5432\n{extra}")
@@ -86,7 +99,7 @@ fn refusals() {
         (
             "later",
             format!(
-                "{HEAD}workers = 4\ncapture = \"bridge\"\nannounce = \"route\"\nio = \"pol\"\n"
+                "{HEAD}workers = 300\ncapture = \"bridge\"\nannounce = \"route\"\nio = \"pol\"\n"
             ),
         ),
         (
@@ -95,6 +108,11 @@ fn refusals() {
              hash_key_file = \"hash.key\"\nmtu = 500\ntap_queue_length = -1\n"
                 .into(),
         ),
+        (
+            "route_manual",
+            format!("{HEAD}capture = \"manual\"\nannounce = \"route\"\nwithdraw_wait = \"61s\"\n"),
+        ),
+        ("withdraw_wait", format!("{HEAD}announce = \"none\"\nwithdraw_wait = \"1s\"\n")),
         ("metrics_name", format!("{HEAD}metrics = \"localhost:9105\"\n")),
         ("metrics_port", format!("{HEAD}metrics = \"[::1]:0\"\n")),
         ("interface_is_default_tap", "[director]\ninterface = \"adit0\"\n".into()),
@@ -102,8 +120,8 @@ fn refusals() {
         (
             "tunnel",
             format!(
-                "{HEAD}[tunnel]\nkind = \"gre\"\nttl = 0\ndf = \"set\"\n\
-                 source = [\"10.0.0.5\", \"10.0.0.6\", \"127.0.0.1\", \"eth0\"]\n"
+                "{HEAD}[tunnel]\nkind = \"vxlan\"\nttl = 0\ndf = \"set\"\n\
+                 source = [\"10.0.0.5\", \"10.0.0.6\", \"10.0.0.5\", \"127.0.0.1\", \"eth0\"]\n"
             ),
         ),
         (
@@ -117,7 +135,7 @@ fn refusals() {
         (
             "service_values",
             format!(
-                "{HEAD}[[service]]\nname = \"a b\"\nvip = \"192.0.2.1/32\"\nport = 0\n\
+                "{HEAD}[[service]]\nname = \"a b\"\nvip = \"192.0.2.1/33\"\nport = 0\n\
                  protocol = \"sctp\"\nscheduler = \"maglv\"\n"
             ),
         ),
@@ -146,6 +164,31 @@ fn refusals() {
             ),
         ),
         ("vip_multicast", format!("{HEAD}[[service]]\nname=\"a\"\nvip = \"ff02::1\"\nport = 1\n")),
+        (
+            "vip_prefix",
+            ["192.0.2.1/28", "10.0.0.0/22", "2001:db8::/118", "192.0.2.0/28x"]
+                .iter()
+                .enumerate()
+                .fold(HEAD.to_owned(), |text, (number, vip)| {
+                    format!("{text}[[service]]\nname = \"s{number}\"\nvip = \"{vip}\"\nport = 1\n")
+                }),
+        ),
+        (
+            "vip_prefix_overlaps",
+            format!(
+                "{HEAD}[[service]]\nname = \"a\"\nvip = \"192.0.2.16/28\"\nport = \"any\"\n\
+                 [[service]]\nname = \"b\"\nvip = \"192.0.2.16/28\"\nport = \"any\"\n\
+                 [[service.real]]\naddress = \"192.0.2.31\"\n"
+            ),
+        ),
+        (
+            "vip_too_many",
+            format!(
+                "{HEAD}[[service]]\nname = \"a\"\nvip = \"10.0.0.0/23\"\nport = 1\n\
+                 [[service]]\nname = \"b\"\nvip = \"10.0.1.1\"\nport = 2\n\
+                 [[service]]\nname = \"c\"\nvip = \"10.0.2.1\"\nport = 1\n"
+            ),
+        ),
         ("port_range", two("\"20-10\"", "\"http\"")),
         ("port_list", two("[80, \"81\"]", "[80, 80]")),
         ("same_port", two("5432", "5432")),
@@ -182,6 +225,18 @@ fn refusals() {
                 "[[service.real]]\naddress = \"10.0.0.1\"\nmin_connections = 5\n\
                  [[service.real]]\naddress = \"10.0.0.2\"\nmax_connections = 5\nmin_connections = 6\n\
                  [[service.real]]\naddress = \"10.0.0.3\"\nmax_connections = 0\nmin_connections = 1\n",
+            ),
+        ),
+        (
+            "service_limits",
+            format!(
+                "{}{}{}{}",
+                service("limits = { new_per_second = 0, half_open = 0, burst = 5 }\n"),
+                "[[service]]\nname = \"b\"\nvip = \"192.0.2.2\"\nport = 1\n\
+                 limits = { new_burst = 5, client_new_burst = 6, client_ipv4_prefix = 24 }\n",
+                "[[service]]\nname = \"c\"\nvip = \"192.0.2.3\"\nport = 1\nprotocol = \"udp\"\n\
+                 limits = { new_per_second = 10, half_open = 10 }\n",
+                "[[service]]\nname = \"d\"\nvip = \"192.0.2.4\"\nport = 1\nlimits = 5\n",
             ),
         ),
         ("persistence", service("persistence = { timout = \"1h\", ipv4_prefix = 33 }\n")),
@@ -222,6 +277,29 @@ fn every_scheduler_and_its_flags_are_taken() {
 }
 
 #[test]
+fn limits_of_a_service_have_defaults_for_what_follows_from_them() {
+    let limits = |text: &str| {
+        let service = EXAMPLE.replace("port = 5432", &format!("port = 5432\nlimits = {text}"));
+        ok(&service).services[0].limits
+    };
+    assert_eq!(limits("{}"), ServiceLimits::default());
+    let rate = |per_second, burst| NewFlows { per_second, burst };
+    let all = limits("{ new_per_second = 900, client_new_per_second = 7, half_open = 50 }");
+    let client = ClientLimit { new: rate(7, 7), ipv4_prefix: 32, ipv6_prefix: 64 };
+    let expected =
+        ServiceLimits { total: Some(rate(900, 900)), client: Some(client), half_open: Some(50) };
+    assert_eq!(all, expected);
+    let shown = "900 new/s (burst 900), 7 new/s (burst 7) per /32 and /64, 50 half-open";
+    assert_eq!((all.to_string().as_str(), limits("{}").to_string().as_str()), (shown, "none"));
+    let given = limits(
+        "{ new_per_second = 9, new_burst = 2, client_new_per_second = 3, client_new_burst = 4, \
+         client_ipv4_prefix = 24, client_ipv6_prefix = 56 }",
+    );
+    let client = ClientLimit { new: rate(3, 4), ipv4_prefix: 24, ipv6_prefix: 56 };
+    assert_eq!((given.total, given.client), (Some(rate(9, 2)), Some(client)));
+}
+
+#[test]
 fn overlaps_of_different_kinds_follow_precedence() {
     let vip: IpAddr = "192.0.2.1".parse().unwrap();
     let mut text = HEAD.to_owned();
@@ -236,6 +314,37 @@ fn overlaps_of_different_kinds_follow_precedence() {
         assert_eq!(service.name, name, "port {port}");
     }
     assert!(config.service_for(vip, 80, Protocol::Udp).is_none());
+}
+
+#[test]
+fn an_address_goes_before_a_prefix_and_a_long_prefix_before_a_short_one() {
+    let mut text = HEAD.to_owned();
+    let services = [
+        ("net", "198.51.100.16/28", "5432"),
+        ("half", "198.51.100.24/29", "\"1000-9000\""),
+        ("one", "198.51.100.20", "\"any\""),
+        ("one_too", "198.51.100.25/32", "[5432, 80]"),
+    ];
+    for (name, vip, port) in services {
+        text.push_str(&format!("[[service]]\nname = \"{name}\"\nvip = \"{vip}\"\nport = {port}\n"));
+    }
+    let config = ok(&text);
+    let name = |last: u8, port| {
+        let vip = IpAddr::from([198, 51, 100, last]);
+        config.service_for(vip, port, Protocol::Tcp).map(|s| s.name.as_str())
+    };
+    assert_eq!(
+        [16, 31, 32, 15].map(|last| name(last, 5432)),
+        [Some("net"), Some("half"), None, None]
+    );
+    assert_eq!([name(20, 5432), name(20, 80)], [Some("one"), Some("one")]);
+    assert_eq!(
+        [name(25, 5432), name(25, 2000), name(25, 80)],
+        [Some("one_too"), Some("half"), Some("one_too")]
+    );
+    // What is one address is the same whether its length is written or not.
+    let short = ok(&text.replace("/32", ""));
+    assert_eq!(config_hash(&short), config_hash(&config));
 }
 
 #[test]
@@ -285,6 +394,8 @@ fn the_hash_sees_meaning_and_nothing_else() {
         ("\"10m\"", "\"11m\""),
         ("eth0", "eth1"),
         ("scheduler = \"maglev\"", "scheduler = \"mh\""),
+        ("scheduler = \"maglev\"", "limits = { new_per_second = 9 }"),
+        ("198.51.100.10", "198.51.100.0/28"),
     ] {
         let text = EXAMPLE.replace(from, to);
         assert_ne!(config_hash(&ok(&text)), base, "{from} -> {to}");
@@ -312,6 +423,37 @@ fn warnings_name_what_is_perhaps_not_meant() {
     assert!(messages[0].contains("hash_key_file"));
     assert!(messages[1].contains("weight 0"));
     assert!(messages[2].contains("tcp_established is 15m"));
+}
+
+#[test]
+fn a_group_whose_services_place_a_client_differently_is_perhaps_not_meant() {
+    let warnings = |one: &str, other: &str| -> Vec<String> {
+        let service = |name: &str, scheduler: &str, weight: &str| {
+            format!(
+                "[[service]]\nname = \"{name}\"\nvip = \"192.0.2.1\"\nport = {}\n\
+                 persistence = {{ group = \"g\" }}\nscheduler = \"{scheduler}\"\n\
+                 [[service.real]]\naddress = \"10.0.0.1\"\nweight = {weight}\n",
+                name.len()
+            )
+        };
+        let split = |text: &str| -> (String, String) {
+            let (scheduler, weight) = text.split_once(' ').unwrap();
+            (scheduler.to_owned(), weight.to_owned())
+        };
+        let ((a, b), (c, d)) = (split(one), split(other));
+        let config = ok(&format!(
+            "{HEAD}hash_key_file = \"/k\"\n{}{}",
+            service("http", &a, &b),
+            service("https", &c, &d)
+        ));
+        config.warnings().into_iter().map(|w| w.message).collect()
+    };
+    assert_eq!(warnings("maglev 5", "maglev 5"), [""; 0]);
+    let differ =
+        |what| [format!("services http and https of one persistence group differ in {what}")];
+    assert_eq!(warnings("maglev 5", "maglev 6"), differ("weights"));
+    assert_eq!(warnings("maglev 5", "sh 5"), differ("scheduler"));
+    assert_eq!(warnings("wrr 5", "wrr 5"), differ("whom their schedulers choose"));
 }
 
 #[test]

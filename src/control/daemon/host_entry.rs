@@ -1,10 +1,11 @@
 //! Leading VIPs to a running director, and no longer: routes, firewall, announcements.
 
 use super::{Daemon, start};
-use crate::control::config::Capture;
+use crate::control::config::{Capture, VipPrefix};
 use crate::control::finding::Finding;
 use crate::control::firewall::{self, FirewallError};
 use crate::control::netlink::neighbours::{Neighbour, NeighbourKey};
+use crate::control::netlink::vip_routes::Leading;
 use crate::dataplane::neighbour::{self, Mac};
 use crate::io::{EgressTarget, JoinedGroups, OpenEgress};
 use std::collections::BTreeSet;
@@ -36,7 +37,7 @@ impl Daemon {
         Ok(())
     }
 
-    async fn apply_rules(&self, vips: &BTreeSet<IpAddr>) -> Result<(), String> {
+    async fn apply_rules(&self, vips: &BTreeSet<VipPrefix>) -> Result<(), String> {
         let tap = self.tap.name().to_owned();
         let interface = self.state.borrow().config.director.interface.clone();
         let vips = vips.iter().copied().collect();
@@ -57,7 +58,7 @@ impl Daemon {
         Ok(())
     }
 
-    fn join_groups(&self, vips: &BTreeSet<IpAddr>) -> Result<(), String> {
+    fn join_groups(&self, vips: &BTreeSet<VipPrefix>) -> Result<(), String> {
         let mut state = self.state.borrow_mut();
         if start::answers_there(&state.config) {
             state.groups = join_groups(state.client_index, vips)?;
@@ -66,7 +67,7 @@ impl Daemon {
     }
 
     /// Brings the packets of VIPs to the TAP.
-    async fn lead(&self, vips: &BTreeSet<IpAddr>) -> Result<(), String> {
+    async fn lead(&self, vips: &BTreeSet<VipPrefix>) -> Result<(), String> {
         let (capture, interface) = {
             let state = self.state.borrow();
             (state.config.director.capture, state.client_index)
@@ -74,8 +75,15 @@ impl Daemon {
         let tap = self.tap.index();
         let done = match capture {
             Capture::Route => {
-                let vips: Vec<IpAddr> = vips.iter().copied().collect();
-                self.netlink.set_vip_routes(&vips, tap).await
+                let _routing = self.routing.lock().await;
+                if self.stopping.get() {
+                    return Ok(());
+                }
+                if self.is_announced_by_routes() {
+                    self.state.borrow_mut().announcements.follow(vips.iter().copied());
+                    self.look_at_announcements();
+                }
+                self.netlink.set_vip_routes(&self.leading(vips), tap).await
             }
             Capture::Bridge => self.netlink.set_bridge_port(tap, interface).await,
             Capture::Manual => Ok(()),
@@ -83,14 +91,24 @@ impl Daemon {
         done.map_err(|error| error.to_string())
     }
 
-    fn host_entered(&self, vips: BTreeSet<IpAddr>) {
+    /// How each of `vips` is to be led to the TAP; where routes announce them, as was decided last,
+    /// and of which VIPs.
+    pub(super) fn leading(&self, vips: &BTreeSet<VipPrefix>) -> Vec<(VipPrefix, Leading)> {
+        if self.is_announced_by_routes() {
+            self.state.borrow().announcements.leading()
+        } else {
+            vips.iter().map(|vip| (*vip, Leading::First)).collect()
+        }
+    }
+
+    fn host_entered(&self, vips: BTreeSet<VipPrefix>) {
         let mut state = self.state.borrow_mut();
         let mac = match state.config.director.capture {
             Capture::Bridge => Some(self.tap.peer_mac()),
             Capture::Route | Capture::Manual => state.client_mac,
         };
         if let Some(mac) = mac {
-            announce_vips(state.client_index, mac, vips.difference(&state.vips));
+            announce_vips(state.client_index, mac, &new_addresses(&vips, &state.vips));
         }
         state.vips = vips;
         state.host_due = false;
@@ -152,13 +170,14 @@ impl Daemon {
     pub(super) async fn leave_host(&self) {
         let (vips, capture) = {
             let state = self.state.borrow();
-            let vips: Vec<IpAddr> = state.vips_in_force().union(&state.vips).copied().collect();
+            let vips: Vec<VipPrefix> = state.vips_in_force().union(&state.vips).copied().collect();
             (vips, state.config.director.capture)
         };
-        if capture == Capture::Route
-            && let Err(error) = self.netlink.remove_vip_routes(&vips, self.tap.index()).await
-        {
-            tracing::error!(%error, "routes of VIPs stay behind");
+        if capture == Capture::Route {
+            let _routing = self.routing.lock().await;
+            if let Err(error) = self.netlink.remove_vip_routes(&vips, self.tap.index()).await {
+                tracing::error!(%error, "routes of VIPs stay behind");
+            }
         }
         self.keep_neighbours(&[]).await;
         self.state.borrow_mut().groups = None;
@@ -170,9 +189,17 @@ impl Daemon {
     }
 }
 
+/// Addresses that are VIPs now and were none before.
+fn new_addresses(now: &BTreeSet<VipPrefix>, before: &BTreeSet<VipPrefix>) -> BTreeSet<IpAddr> {
+    let addresses = |vips: &BTreeSet<VipPrefix>| -> BTreeSet<IpAddr> {
+        vips.iter().flat_map(VipPrefix::addresses).collect()
+    };
+    &addresses(now) - &addresses(before)
+}
+
 /// Tells the neighbours where new VIPs are (RFC 5227 §3, RFC 4861 §7.2.6): those that remember
 /// another host would go on sending there. It is news, not needed by those that ask.
-fn announce_vips<'a>(interface: u32, mac: Mac, vips: impl Iterator<Item = &'a IpAddr>) {
+fn announce_vips(interface: u32, mac: Mac, vips: &BTreeSet<IpAddr>) {
     let path = match OpenEgress::open(&EgressTarget::Direct { interface }) {
         Ok(path) => path,
         Err(error) => {
@@ -192,9 +219,10 @@ fn announce_vips<'a>(interface: u32, mac: Mac, vips: impl Iterator<Item = &'a Ip
 }
 
 /// Joins the solicited-node groups of IPv6 VIPs, so that solicitations for them arrive.
-fn join_groups(interface: u32, vips: &BTreeSet<IpAddr>) -> Result<Option<JoinedGroups>, String> {
+fn join_groups(interface: u32, vips: &BTreeSet<VipPrefix>) -> Result<Option<JoinedGroups>, String> {
     let v6: Vec<_> = vips
         .iter()
+        .flat_map(VipPrefix::addresses)
         .filter_map(|vip| if let IpAddr::V6(v6) = vip { Some(v6) } else { None })
         .collect();
     if v6.is_empty() {

@@ -8,7 +8,6 @@ use crate::control::finding::Finding;
 use crate::control::firewall;
 use crate::control::netlink::NetlinkError;
 use crate::control::netlink::watch::HostWatch;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -134,8 +133,12 @@ impl Daemon {
     async fn missing_from_host(&self) -> (Vec<String>, Option<Finding>) {
         let (vips, capture, bridge, rules) = {
             let state = self.state.borrow();
-            let vips: Vec<IpAddr> = state.vips_in_force().into_iter().collect();
-            (vips, state.config.director.capture, state.client_index, state.rules.clone())
+            (
+                state.vips_in_force(),
+                state.config.director.capture,
+                state.client_index,
+                state.rules.clone(),
+            )
         };
         let (mut missing, mut unseen) = (Vec::new(), None);
         if let Some(rules) = rules {
@@ -150,10 +153,18 @@ impl Daemon {
         }
         let tap = self.tap.index();
         match capture {
-            Capture::Route => match self.netlink.missing_vip_routes(&vips, tap).await {
-                Ok(routes) => missing.extend(routes.iter().map(ToString::to_string)),
-                Err(error) => unseen = Some(error.to_string()),
-            },
+            Capture::Route => {
+                let _routing = self.routing.lock().await;
+                match self.netlink.astray_vip_routes(&self.leading(&vips), tap).await {
+                    Ok((routes, unwanted)) => {
+                        missing.extend(routes.iter().map(ToString::to_string));
+                        let withdrawals =
+                            unwanted.iter().map(|r| format!("the withdrawal of {}", r.vip));
+                        missing.extend(withdrawals);
+                    }
+                    Err(error) => unseen = Some(error.to_string()),
+                }
+            }
             Capture::Bridge => match self.netlink.link_by_index(tap).await {
                 Ok(link) if link.as_ref().and_then(|l| l.controller) == Some(bridge) => {}
                 Ok(_) => missing.push("the TAP as a port of the bridge".to_owned()),

@@ -3,12 +3,15 @@
 //! One thread, one runtime. The worker is told of the world by snapshots and never waits for
 //! anything here; when it ends for whatever reason, so does the process, with an error.
 
+mod announce;
+mod checks;
 mod host_entry;
 mod host_upkeep;
 mod start;
 mod state;
 mod update;
 mod views;
+mod workers;
 
 pub use start::StartError;
 pub use update::{ReloadError, ReloadRequest};
@@ -25,21 +28,19 @@ use super::netlink::watch::{HostChange, HostWatch};
 use super::netlink::{Netlink, NetlinkError};
 use super::runtime;
 use crate::dataplane::conntrack::Slot;
-use crate::dataplane::counters::Counters;
+use crate::dataplane::counters::AllCounters;
 use crate::dataplane::time::Time;
 use crate::dataplane::verdict::EgressId;
-use crate::io::{Choice, EngineError, IoCounters, StateDirectory, Tap, clock};
+use crate::io::{Choice, StateDirectory, Tap, clock};
 use crate::worker::capture::CaptureControl;
-use crate::worker::link::ControlEnd;
 use state::State;
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use workers::{End, Heard, Threads, Workers};
 
 /// How often events of the worker are taken and timers looked at. The worker's event queue holds
 /// what comes in between.
@@ -67,13 +68,18 @@ pub enum DaemonError {
     #[error(transparent)]
     Start(#[from] StartError),
     /// The packet loop ended.
-    #[error("the worker ended: {0}")]
-    Worker(String),
+    #[error("{worker} ended: {how}")]
+    Worker {
+        /// Which one.
+        worker: String,
+        /// By what.
+        how: String,
+    },
     /// The host cannot be watched any more.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// What looks after the host is gone.
-    #[error("the upkeep of the host has panicked")]
+    #[error("the upkeep of the host, or the health checks, have panicked")]
     Upkeep,
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}")]
@@ -88,12 +94,10 @@ pub struct Daemon {
     netlink: Netlink,
     tap: Tap,
     engine: Choice,
-    /// How the kernel agreed to run the worker's ring.
-    ring: &'static str,
-    counters: Arc<Counters>,
-    worker: ControlEnd,
-    capture: CaptureControl,
-    flows: &'static [Slot],
+    counters: AllCounters,
+    workers: Workers,
+    /// Flow slots of each worker.
+    flows: Vec<&'static [Slot]>,
     adopted: u64,
     started: Time,
     /// The same by the calendar, as it was then.
@@ -101,6 +105,11 @@ pub struct Daemon {
     state: RefCell<State>,
     /// Held while the world is changed: a change looks at the host and must not meet another.
     changing: tokio::sync::Mutex<()>,
+    /// Held while routes of VIPs are changed or looked at: a withdrawal does not wait for all of a
+    /// change.
+    routing: tokio::sync::Mutex<()>,
+    /// Told of each new snapshot.
+    published: tokio::sync::Notify,
     /// Set when the director stops: then nothing is led here any more.
     stopping: Cell<bool>,
     /// Locked until the process ends.
@@ -110,8 +119,7 @@ pub struct Daemon {
 /// What the start hands over besides the daemon.
 struct Started {
     daemon: Rc<Daemon>,
-    thread: std::thread::JoinHandle<()>,
-    ended: oneshot::Receiver<Result<IoCounters, EngineError>>,
+    threads: Threads,
     watch: HostWatch,
     admin: Vec<Bound>,
     metrics: Option<listener::Bound>,
@@ -122,7 +130,7 @@ struct Started {
 /// # Errors
 /// When it cannot start, or ends without having been told to.
 pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError> {
-    let signals = Signals::listen().map_err(DaemonError::Signals)?;
+    let mut signals = Signals::listen().map_err(DaemonError::Signals)?;
     let started = start::start(config_path, config).await?;
     let daemon = Rc::clone(&started.daemon);
     let admin = started.admin.into_iter().map(|bound| bound.answer(Rc::clone(&daemon)));
@@ -131,11 +139,24 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(pid = std::process::id(), "ready");
     runtime::spawn(look_at_host(Rc::clone(&daemon)));
-    let Started { thread, mut ended, watch, .. } = started;
-    let upkeep = runtime::spawn(host_upkeep::keep_in_step(Rc::clone(&daemon), watch));
-    let result = serve(&daemon, signals, &mut ended, upkeep).await;
+    let Started { mut threads, watch, .. } = started;
+    let keeping = host_upkeep::keep_in_step(Rc::clone(&daemon), watch);
+    let checking = checks::check_real_servers(Rc::clone(&daemon));
+    // One task, so that neither goes on without the other.
+    let upkeep = runtime::spawn(async move {
+        tokio::select! {
+            end = keeping => end,
+            () = checking => Ok(()),
+        }
+    });
+    runtime::spawn(announce::keep_announced(Rc::clone(&daemon)));
+    let mut result = serve(&daemon, &mut signals, &mut threads, upkeep).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");
+    // A worker that has ended forwards nothing meanwhile.
+    if result.is_ok() {
+        result = daemon.withdraw(&mut signals, &mut threads).await;
+    }
     drop((admin, metrics));
     // First nothing more comes, then what has come is forwarded.
     daemon.stopping.set(true);
@@ -147,7 +168,8 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     drop(changing);
     // A worker that has ended, or is stuck, is not waited for again.
     if result.is_ok() {
-        end_worker(&daemon, ended, thread).await;
+        daemon.workers.stop();
+        threads.end(WORKER_ENDS).await;
     }
     // By name: closing it is not enough at once, since the kernel keeps what a ring refers to until
     // it has taken the ring down, some time after the process.
@@ -177,13 +199,13 @@ impl Signals {
 /// Obeys signals and hears the worker, until something ends it. Waits for nothing else.
 async fn serve(
     daemon: &Rc<Daemon>,
-    mut signals: Signals,
-    ended: &mut oneshot::Receiver<Result<IoCounters, EngineError>>,
+    signals: &mut Signals,
+    threads: &mut Threads,
     mut upkeep: JoinHandle<Result<(), NetlinkError>>,
 ) -> Result<(), DaemonError> {
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut heard = (Time::ZERO, 0);
+    let mut heard = Heard::new(&daemon.workers);
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
@@ -191,7 +213,10 @@ async fn serve(
             _ = signals.hangup.recv() => {
                 runtime::spawn(reload_by_signal(Rc::clone(daemon)));
             }
-            end = &mut *ended => return Err(DaemonError::Worker(how_it_ended(end))),
+            (number, end) = threads.first_end() => {
+                let worker = daemon.workers.name(number);
+                return Err(DaemonError::Worker { worker, how: how_it_ended(end) });
+            }
             end = &mut upkeep => match end {
                 // It ends well only when the director stops.
                 Ok(end) => return Ok(end?),
@@ -199,18 +224,17 @@ async fn serve(
             },
             _ = tick.tick() => {
                 daemon.tick();
-                let beat = daemon.worker.last_beat();
-                heard = if beat == heard.0 { (beat, heard.1 + 1) } else { (beat, 0) };
-                if heard.1 > SILENT_TICKS {
-                    let silence = now().saturating_since(beat);
-                    return Err(DaemonError::Worker(format!("it is stuck since {silence:?}")));
+                if let Some((number, silence)) = heard.listen(&daemon.workers) {
+                    let worker = daemon.workers.name(number);
+                    let how = format!("it is stuck since {silence:?}");
+                    return Err(DaemonError::Worker { worker, how });
                 }
             }
         }
     }
 }
 
-fn how_it_ended(end: Result<Result<IoCounters, EngineError>, oneshot::error::RecvError>) -> String {
+fn how_it_ended(end: End) -> String {
     match end {
         Ok(Ok(_)) => "without having been told to".to_owned(),
         Ok(Err(error)) => error.to_string(),
@@ -254,23 +278,6 @@ async fn reload_by_signal(daemon: Rc<Daemon>) {
     notify(&[sd_notify::NotifyState::Ready]);
 }
 
-/// Lets the worker end what is in flight.
-async fn end_worker(
-    daemon: &Daemon,
-    ended: oneshot::Receiver<Result<IoCounters, EngineError>>,
-    thread: std::thread::JoinHandle<()>,
-) {
-    daemon.worker.stop();
-    if tokio::time::timeout(WORKER_ENDS, ended).await.is_err() {
-        tracing::error!("the worker does not end; leaving it");
-        return;
-    }
-    // It has said that it ended, so this does not wait.
-    if thread.join().is_err() {
-        tracing::error!("the worker panicked");
-    }
-}
-
 /// Tells systemd. Where nobody listens there is nobody to miss it.
 fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, states) {
@@ -286,7 +293,7 @@ pub(in crate::control) fn now() -> Time {
 impl Daemon {
     /// What `adit capture` reads.
     pub(in crate::control) fn capture(&self) -> &CaptureControl {
-        &self.capture
+        &self.workers.capture
     }
 
     /// Whether what goes out on a path are frames, not packets.

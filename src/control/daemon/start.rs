@@ -4,47 +4,45 @@
 //! here before somebody takes it.
 
 use super::state::State;
-use super::{Daemon, Started, now};
+use super::workers::FlowTables;
+use super::{Daemon, Started, now, workers};
 use crate::control::admin::server::{Bound, ListenError};
+use crate::control::announcement::Announcements;
 use crate::control::build::{BuildError, CookieRoot, PathTarget, World};
 use crate::control::config::{
     Announce, Capture, Config, HashKeyError, IoEngine, LoadedKey, config_hash,
 };
+use crate::control::cores;
 use crate::control::destinations::DESTINATION_CAPACITY;
 use crate::control::egress_paths::EgressPaths;
 use crate::control::finding::Finding;
 use crate::control::flow_region::{Before, FlowRegion, FlowRegionError};
+use crate::control::health::Board;
 use crate::control::host;
 use crate::control::metrics::listener;
-use crate::control::netlink::egress::FixedSources;
 use crate::control::netlink::links::Link;
 use crate::control::netlink::watch::HostWatch;
 use crate::control::netlink::{Netlink, NetlinkError};
-use crate::dataplane::conntrack::{AdoptionReport, FlowTable, Slot};
-use crate::dataplane::counters::Counters;
-use crate::dataplane::director::{Director, Parts};
-use crate::dataplane::fragments::Fragments;
+use crate::dataplane::conntrack::{AdoptionReport, FlowKey, FlowRecord, FlowTable, Slot};
+use crate::dataplane::counters::AllCounters;
 use crate::dataplane::hash::HashKey;
-use crate::dataplane::path_mtu::PathMtus;
+use crate::dataplane::ids::VipId;
+use crate::dataplane::packet::Address;
 use crate::dataplane::persistence::PersistenceTable;
-use crate::dataplane::rate_limit::{Rate, RateLimiter, RateLimits};
-use crate::dataplane::region::{Entry, REAL_CAPACITY};
+use crate::dataplane::rate_limit::{Rate, RateLimits};
+use crate::dataplane::region::Entry;
 use crate::dataplane::snapshot::Snapshot;
+use crate::dataplane::steering::{Steering, Tuple};
 use crate::io::{
-    self, EgressError, EgressTarget, Engine, EngineConfig, EngineError, EngineKind, Errno,
-    IoCounters, IoPreference, MAX_EGRESS, NeighbourSockets, OpenEgress, OuterErrorSockets,
-    PacketSocketError, Tap, TapConfig, TapError, Waker,
+    self, EgressError, EgressTarget, EngineError, Errno, IoPreference, MAX_EGRESS, OpenEgress,
+    PacketSocketError, Tap, TapConfig, TapError,
 };
-use crate::worker::capture::{self, CaptureControl};
-use crate::worker::link::{self, ControlEnd};
-use crate::worker::{self, Worker};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::oneshot;
 
 /// How long one epoch of the cookies in outer ids lasts. Errors about a packet arrive within
 /// seconds; a guesser has this long to try 65 536 values, of which 16 a minute are looked at.
@@ -77,6 +75,9 @@ pub enum StartError {
     /// The TAP would not take what the interface brings.
     #[error("{}: {}", .0.message, .0.help)]
     NarrowTap(Finding),
+    /// An outer source is not this host's.
+    #[error("{}: {}", .0.message, .0.help)]
+    ForeignSource(Finding),
     /// The TAP.
     #[error(transparent)]
     Tap(#[from] TapError),
@@ -99,7 +100,7 @@ pub enum StartError {
     #[error("the kernel gives no random bytes: {0}")]
     Random(getrandom::Error),
     /// The worker's thread.
-    #[error("cannot start the worker's thread: {0}")]
+    #[error("cannot start a worker's thread: {0}")]
     Thread(std::io::Error),
     /// The admin socket.
     #[error(transparent)]
@@ -123,6 +124,9 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     // Listen before the first look, so that no change falls in between.
     let watch = HostWatch::open()?;
     let client = client_interface(&netlink, &config).await?;
+    if let Some(foreign) = netlink.foreign(config.tunnel.sources()).await?.first() {
+        return Err(StartError::ForeignSource(host::foreign_source(*foreign)));
+    }
     let mut region = FlowRegion::open(&config.director.state_dir, &host::geometry(&config))?;
     // Before the host is changed: a director nobody can ask would have to be stopped again.
     let socket = &config.director.socket;
@@ -134,17 +138,22 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         Some(address) => Some(listener::Bound::new(address).await?),
         None => None,
     };
-    let tap = open_tap(&config, &client).await?;
+    let mut tap = open_tap(&config, &client).await?;
     let engine = io::choose(preference(config.director.io), &tap)?;
     tracing::info!(engine = %engine.engine, reason = engine.reason, "io engine chosen");
+    tap.attach_queues()?;
 
-    let counters = Arc::new(Counters::new(DESTINATION_CAPACITY));
-    let inherited = inherit(&mut region, &config, key.key, &counters)?;
+    let workers = cores::workers(&config);
+    let counters = AllCounters::new(DESTINATION_CAPACITY, workers);
+    let steering = workers::steering(workers, region.info.origin.cookie_secret);
+    let inherited = inherit(&mut region, &config, key.key, steering, &counters)?;
     let adopted = inherited.adopted;
     let (mut state, flows) = first_state(inherited, &region, config, &client, &netlink).await?;
     // All flows and ids are in: from now on a successor finds this file.
     region.placement.publish().map_err(FlowRegionError::from)?;
-    let working = start_worker(&mut state, flows, key.key, &tap, engine.engine, &counters)?;
+    let loops = (&tap, engine.engine);
+    let (workers, threads) =
+        workers::start(&mut state, flows, steering, key.key, loops, &counters)?;
 
     // A shell may read the clock: metrics say when this began in terms of the calendar.
     #[allow(clippy::disallowed_methods)]
@@ -155,16 +164,16 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
         netlink,
         tap,
         engine,
-        ring: working.ring,
         counters,
-        worker: working.link,
-        capture: working.capture,
+        workers,
         flows: region.flows,
         adopted,
         started: now(),
         started_at,
         state: RefCell::new(state),
         changing: tokio::sync::Mutex::new(()),
+        routing: tokio::sync::Mutex::new(()),
+        published: tokio::sync::Notify::new(),
         stopping: Cell::new(false),
         _state_directory: region.lock,
     });
@@ -176,13 +185,13 @@ pub(super) async fn start(config_path: PathBuf, config: Config) -> Result<Starte
     }
     let hash = config_hash(&daemon.state.borrow().config);
     tracing::info!(%hash, key = daemon.key.fingerprint(), "forwarding");
-    Ok(Started { daemon, thread: working.thread, ended: working.ended, watch, admin, metrics })
+    Ok(Started { daemon, threads, watch, admin, metrics })
 }
 
 /// What an earlier process left, in the terms of this one.
 struct Inherited {
     world: World<&'static [Entry]>,
-    flows: FlowTable<&'static [Slot]>,
+    flows: FlowTables,
     persistence: PersistenceTable<&'static [Entry]>,
     /// Flows taken over.
     adopted: u64,
@@ -193,13 +202,16 @@ fn inherit(
     region: &mut FlowRegion,
     config: &Config,
     key: HashKey,
-    counters: &Counters,
+    steering: Steering,
+    counters: &AllCounters,
 ) -> Result<Inherited, StartError> {
     let (reals, vips) = region.directories();
     let mut world = World::new(reals, vips, key);
-    world.enter(config, &counters.destinations)?;
+    world.enter(config, counters)?;
     let before = region.before.take();
-    let (flows, report) = adopt_flows(region.flows, before.as_ref(), &mut world, config, counters)?;
+    let before_flows = before.as_ref();
+    let (flows, report) =
+        adopt_flows(&region.flows, before_flows, &mut world, config, steering, counters)?;
     tracing::info!(
         region = region.origin,
         adopted = report.adopted,
@@ -222,11 +234,11 @@ async fn first_state(
     config: Config,
     client: &Link,
     netlink: &Netlink,
-) -> Result<(State, FlowTable<&'static [Slot]>), StartError> {
+) -> Result<(State, FlowTables), StartError> {
     let Inherited { world, flows, persistence, .. } = inherited;
     let answers = answers_there(&config);
     let state = State {
-        survey: netlink.survey(&world.real_addresses(&config), sources(&config)).await?,
+        survey: netlink.survey(&world.wanted_paths(&config)).await?,
         world,
         paths: EgressPaths::new(MAX_EGRESS),
         incomplete: false,
@@ -242,6 +254,7 @@ async fn first_state(
         next_epoch: now() + COOKIE_EPOCH,
         path_mtus: HashMap::new(),
         vips: BTreeSet::new(),
+        announcements: Announcements::default(),
         kept: HashSet::new(),
         groups: None,
         draining: HashMap::new(),
@@ -251,67 +264,11 @@ async fn first_state(
         host_due: true,
         client_mac: client.mac.filter(|_| answers),
         client_index: client.index,
+        health: Board::new(seed()?[0]),
+        in_change: true,
         config,
     };
     Ok((state, flows))
-}
-
-/// A worker on its thread, and what control keeps of it.
-struct Working {
-    ring: &'static str,
-    link: ControlEnd,
-    capture: CaptureControl,
-    thread: std::thread::JoinHandle<()>,
-    ended: oneshot::Receiver<Result<IoCounters, EngineError>>,
-}
-
-/// Builds the packet loop with its sockets, and starts it with the first snapshot.
-fn start_worker(
-    state: &mut State,
-    flows: FlowTable<&'static [Slot]>,
-    key: HashKey,
-    tap: &Tap,
-    kind: EngineKind,
-    counters: &Arc<Counters>,
-) -> Result<Working, StartError> {
-    let waker = Waker::new().map_err(StartError::Waker)?;
-    let mut engine = EngineConfig::new(kind, waker.clone());
-    if state.client_mac.is_some() {
-        engine.neighbours.push(NeighbourSockets::open(state.client_index)?);
-    }
-    engine.outer_errors = Some(OuterErrorSockets::open()?);
-    let engine = Engine::build(tap, engine)?;
-    let ring = engine.setup();
-    tracing::info!(ring, "the worker's ring");
-    let parts = Parts {
-        flows,
-        fragments: Fragments::new(usize::try_from(tap.mtu()).unwrap_or(usize::MAX), seed()?),
-        path_mtus: PathMtus::new(REAL_CAPACITY as usize),
-        emit_limits: RateLimiter::new(&rate_limits(&state.config), seed()?),
-        persistence: state.persistence.index(),
-        counters: Arc::clone(counters),
-    };
-
-    let planned = super::update::plan(state, key, tap, counters)?;
-    state.snapshot = Arc::clone(&planned.update.snapshot);
-    state.paths.commit(planned.paths);
-    state.incomplete = planned.incomplete;
-    let (link, worker_end) = link::link(waker);
-    let (capture, capture_tap) = capture::capture();
-    let snapshot = Arc::clone(&state.snapshot);
-    let worker =
-        Worker::new(Director::new(parts), snapshot, planned.client_egress, worker_end, capture_tap);
-    // Waits in the queue until the worker's first batch, which precedes its first frame.
-    if link.publish(planned.update).is_err() {
-        unreachable!("a new queue has room");
-    }
-    let (tell, ended) = oneshot::channel();
-    let thread = worker::spawn(worker, engine, pinned_core(), move |result| {
-        // Nobody listens any more when the process is ending anyway.
-        let _ = tell.send(result);
-    })
-    .map_err(StartError::Thread)?;
-    Ok(Working { ring, link, capture, thread, ended })
 }
 
 /// Each kernel-routed real server has a socket; the usual soft limit of 1024 is for programs that
@@ -354,11 +311,12 @@ async fn open_tap(config: &Config, client: &Link) -> Result<Tap, TapError> {
         name: config.director.tap.clone(),
         mtu: config.director.mtu.map_or(client.mtu, u32::from),
         queue_length: config.director.tap_queue_length,
+        queues: cores::workers(config),
     };
     let deadline = now() + OLD_TAP_GONE;
     loop {
         match Tap::open(&wanted) {
-            Err(TapError::Busy { .. }) if now() < deadline => {
+            Err(TapError::Busy { .. } | TapError::NotATap { .. }) if now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             result => return result,
@@ -374,27 +332,51 @@ pub(super) fn preference(io: IoEngine) -> IoPreference {
     }
 }
 
-/// Takes over the flows of an earlier process, and counts them where `list` looks.
+/// Takes over the flows of an earlier process, each worker its own, and counts them where `list`
+/// looks. In the report, what was not taken over is counted once.
 fn adopt_flows(
-    slots: &'static [Slot],
+    areas: &[&'static [Slot]],
     before: Option<&Before>,
     world: &mut World<&'static [Entry]>,
     config: &Config,
-    counters: &Counters,
-) -> Result<(FlowTable<&'static [Slot]>, AdoptionReport), StartError> {
-    let resolve = |flow: &_| world.adopt_flow(config, flow, &counters.destinations);
-    let (table, report) = match before {
-        None => FlowTable::adopt(slots, seed()?, now(), resolve),
-        Some(before) => {
-            let mut table = FlowTable::new(slots, seed()?);
-            let old = before.flows.iter().copied().flatten();
-            let report = table.reinsert_from(old, now(), resolve, |_| true);
-            (table, report)
-        }
+    steering: Steering,
+    counters: &AllCounters,
+) -> Result<(FlowTables, AdoptionReport), StartError> {
+    let addresses: HashMap<VipId, Address> =
+        world.vips.iter().map(|(id, vip)| (id, vip.address)).collect();
+    let owner = |flow: &FlowRecord| {
+        let key = &flow.key;
+        // One whose VIP is not known belongs to nobody, which is told of before this is asked.
+        addresses.get(&key.vip).map_or(0, |vip| {
+            let FlowKey { client_port, vip_port, protocol, .. } = *key;
+            steering.owner(&Tuple { client: &key.client, client_port, vip, vip_port, protocol })
+        })
     };
-    for slot in slots {
+    let mut resolve = |flow: &_| world.adopt_flow(config, flow, counters);
+    let mut whole = AdoptionReport::default();
+    let mut tables = Vec::new();
+    for (number, slots) in (0..).zip(areas) {
+        let (table, report) = match before {
+            None => FlowTable::adopt(*slots, seed()?, now(), &mut resolve),
+            Some(before) => {
+                let mut table = FlowTable::new(*slots, seed()?);
+                let old = before.flows.iter().copied().flatten();
+                let ours = |flow: &FlowRecord| owner(flow) == number;
+                let report = table.reinsert_from(old, now(), &mut resolve, ours);
+                (table, report)
+            }
+        };
+        whole.adopted += report.adopted;
+        // Entering them again, each worker looks at all of them.
+        if before.is_none() || number == 0 {
+            whole.expired += report.expired;
+            whole.unknown_target += report.unknown_target;
+        }
+        tables.push(table);
+    }
+    for slot in areas.iter().copied().flatten() {
         if let Ok(Some(flow)) = slot.read()
-            && let Some(counters) = counters.destinations.get(flow.destination.index())
+            && let Some(counters) = counters.destinations().get(flow.destination.index())
         {
             let active = flow.progress.class.is_active();
             if active {
@@ -404,14 +386,10 @@ fn adopt_flows(
             };
         }
     }
-    Ok((table, report))
+    Ok((tables, whole))
 }
 
-pub(super) fn sources(config: &Config) -> FixedSources {
-    FixedSources { v4: config.tunnel.source_v4, v6: config.tunnel.source_v6 }
-}
-
-fn rate_limits(config: &Config) -> RateLimits {
+pub(super) fn rate_limits(config: &Config) -> RateLimits {
     let core = RateLimits::default();
     // The core's proportions of burst to rate, and of one kind of packet to all.
     let scaled = |rate: Rate, from: Rate, per_second: u32| {
@@ -431,22 +409,12 @@ fn rate_limits(config: &Config) -> RateLimits {
 }
 
 /// Random numbers for hash tables that clients must not be able to make collide.
-fn seed() -> Result<[u64; 4], StartError> {
+pub(super) fn seed() -> Result<[u64; 4], StartError> {
     let mut seed = [0; 4];
     for word in &mut seed {
         *word = getrandom::u64().map_err(StartError::Random)?;
     }
     Ok(seed)
-}
-
-/// The last processor this process may use: interrupts and this thread tend to be on the first.
-/// With one there is nothing to choose.
-fn pinned_core() -> Option<usize> {
-    let allowed = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).ok()?;
-    let cores: Vec<usize> = (0..nix::sched::CpuSet::count())
-        .filter(|core| allowed.is_set(*core).unwrap_or(false))
-        .collect();
-    cores.last().copied().filter(|_| cores.len() > 1)
 }
 
 /// Opens a path. Where that fails, its real servers are without a way until the next look.

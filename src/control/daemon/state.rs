@@ -1,19 +1,22 @@
 //! What changes while a director runs.
 
+use super::super::announcement::Announcements;
 use super::super::build::{CookieRoot, PathTarget, World};
-use super::super::config::Config;
+use super::super::config::{Config, VipPrefix};
 use super::super::egress_paths::EgressPaths;
 use super::super::finding::Finding;
+use super::super::health::{self, Board};
+use super::super::host;
 use super::super::netlink::egress::Survey;
 use super::super::netlink::neighbours::NeighbourKey;
-use crate::dataplane::ids::{DestinationId, RealId, VipId};
+use crate::dataplane::ids::{DestinationId, RealId};
+use crate::dataplane::packet::{self, Address};
 use crate::dataplane::persistence::PersistenceTable;
 use crate::dataplane::region::{Entry, RegionHeader};
 use crate::dataplane::snapshot::Snapshot;
 use crate::dataplane::time::Time;
 use crate::io::JoinedGroups;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What changes while a director runs. Borrowed for moments, never across an await.
@@ -37,7 +40,9 @@ pub(super) struct State {
     /// Path MTUs that errors have taught the worker, as it told.
     pub(super) path_mtus: HashMap<RealId, (u16, Time)>,
     /// VIPs that are routed, announced and in the firewall.
-    pub(super) vips: BTreeSet<IpAddr>,
+    pub(super) vips: BTreeSet<VipPrefix>,
+    /// Which of those are announced by their routes, where routes announce them.
+    pub(super) announcements: Announcements,
     /// Next hops the kernel was asked to look after.
     pub(super) kept: HashSet<NeighbourKey>,
     /// Memberships in the multicast groups of IPv6 VIPs.
@@ -57,18 +62,22 @@ pub(super) struct State {
     pub(super) client_mac: Option<[u8; 6]>,
     /// Number of the client-facing interface.
     pub(super) client_index: u32,
+    /// What checks know of real servers.
+    pub(super) health: Board,
+    /// Whether a change has begun that is yet to be told as a whole: nothing is told in between.
+    pub(super) in_change: bool,
 }
 
 impl State {
     /// VIPs of the configuration, and those whose flows have not ended.
-    pub(super) fn vips_in_force(&self) -> BTreeSet<IpAddr> {
-        let mut vips: BTreeSet<IpAddr> = self.config.vips().into_iter().collect();
+    pub(super) fn vips_in_force(&self) -> BTreeSet<VipPrefix> {
+        let mut vips: BTreeSet<VipPrefix> = self.config.vips().into_iter().collect();
         let known = self.world.destinations.iter().filter(|(_, known)| !known.idle);
-        vips.extend(known.filter_map(|(_, known)| self.world.vip_address(known.key.vip)));
+        vips.extend(known.map(|(_, known)| known.key.vip));
         vips
     }
 
-    /// What is wrong with the host now.
+    /// What is wrong now with the host, and with services.
     pub(super) fn conditions(&self) -> Vec<Finding> {
         let unopened = self.unopened.values().map(|error| {
             Finding::error(
@@ -76,18 +85,20 @@ impl State {
                 "packets that would go this way are dropped (no_egress); it is tried again",
             )
         });
-        self.seen.iter().cloned().chain(unopened).collect()
+        let no_way = self.survey.paths.iter().filter_map(host::no_way);
+        let unserved = health::without_server(&self.config, &self.snapshot.services);
+        self.seen.iter().cloned().chain(unopened).chain(no_way).chain(unserved).collect()
     }
 
     /// Frees ids of real servers and VIPs that nothing refers to any more.
     pub(super) fn free_ids(&mut self) {
-        let (mut reals, mut vips): (BTreeSet<RealId>, BTreeSet<VipId>) = Default::default();
+        let (mut reals, mut vips): (BTreeSet<RealId>, BTreeSet<Address>) = Default::default();
         for (_, known) in self.world.destinations.iter() {
             reals.insert(known.key.real);
-            vips.insert(known.key.vip);
+            vips.extend(known.key.vip.addresses().map(packet::address));
         }
         for service in self.snapshot.services.services() {
-            vips.insert(service.vip);
+            vips.extend(service.prefix.addresses().map(packet::address));
         }
         // Clients that persistence keeps at a real server come back to it when it does.
         reals.extend(self.persistence.entries().map(|entry| entry.real));
@@ -96,6 +107,6 @@ impl State {
         self.path_mtus.retain(|_, (_, until)| *until > now);
         reals.extend(self.path_mtus.keys());
         self.world.reals.retain(|id, _| reals.contains(&id));
-        self.world.vips.retain(|id, _| vips.contains(&id));
+        self.world.vips.retain(|_, identity| vips.contains(&identity.address));
     }
 }

@@ -8,17 +8,21 @@ use crate::control::config::{self, Config, ConfigErrors, RenderStyle, config_has
 use crate::control::destinations::{Destinations, Known};
 use crate::control::diff;
 use crate::control::egress_paths::{PathChange, PathsInForce};
+use crate::control::health;
+use crate::control::health::board::Pins;
+use crate::control::host;
 use crate::control::netlink::NetlinkError;
-use crate::dataplane::counters::Counters;
+use crate::dataplane::counters::AllCounters;
 use crate::dataplane::hash::HashKey;
 use crate::dataplane::ids::DestinationId;
 use crate::dataplane::packet;
 use crate::dataplane::path_mtu::MTU_LIFETIME;
 use crate::dataplane::persistence::PersistenceEvent;
 use crate::dataplane::scheduler::table::Table;
+use crate::dataplane::snapshot::Snapshot;
 use crate::dataplane::time::Time;
 use crate::dataplane::verdict::{EgressId, Event};
-use crate::io::Tap;
+use crate::io::{OpenEgress, Tap};
 use crate::worker::link::Update;
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
@@ -27,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::MutexGuard;
 
-/// Persistence entries and events are looked at in pieces, so that no tick takes long.
+/// Persistence entries and events of each worker are looked at in pieces, so that no tick takes long.
 const EVENTS_PER_TICK: usize = 8192;
 const SWEPT_PER_TICK: usize = 4096;
 /// A destination without flows keeps its number this long after it was taken out: fragments and
@@ -76,8 +80,8 @@ pub enum ReloadError {
     #[error("the director is stopping")]
     Stopping,
     /// The worker does not take it.
-    #[error("the worker does not take updates; it is stalled")]
-    WorkerBusy,
+    #[error("{0} does not take updates; it is stalled")]
+    WorkerBusy(String),
 }
 
 impl ReloadError {
@@ -91,14 +95,18 @@ impl ReloadError {
     }
 }
 
-/// An update for the worker, and the number of the path that answers neighbours.
+/// An update for the workers, and the number of the path that answers neighbours.
 pub(super) struct Planned {
-    pub(super) update: Update,
+    pub(super) snapshot: Arc<Snapshot>,
+    /// One for each worker.
+    pub(super) updates: Vec<Update>,
     pub(super) client_egress: Option<EgressId>,
     /// Paths in force once the worker has the update.
     pub(super) paths: PathsInForce<PathTarget>,
     /// Whether a path is missing that should be tried again.
     pub(super) incomplete: bool,
+    /// Where health checks come from once the worker has the update.
+    pub(super) pins: Pins,
 }
 
 /// Makes the update that brings the worker from where it is to what `state` says.
@@ -106,8 +114,11 @@ pub(super) fn plan(
     state: &mut State,
     key: HashKey,
     tap: &Tap,
-    counters: &Counters,
+    counters: &AllCounters,
 ) -> Result<Planned, BuildError> {
+    if state.in_change {
+        state.health.configure(&state.config, now());
+    }
     let client = PathTarget::Direct { interface: state.client_index };
     let answers = state.client_mac.is_some();
     let hop_limit = state.config.tunnel.ttl;
@@ -116,7 +127,10 @@ pub(super) fn plan(
         .into_iter()
         .chain(state.survey.paths.iter().flat_map(|path| path_targets(path, hop_limit)));
     let mut unopened = BTreeMap::new();
-    let change = state.paths.plan(wanted, |target| match start::open_path(target) {
+    let workers = counters.workers().len();
+    // A socket for each worker, so that they do not meet at its locks.
+    let open = |target: &PathTarget| (0..workers).map(|_| start::open_path(target)).collect();
+    let change = state.paths.plan(wanted, |target| match open(target) {
         Ok(open) => Some(open),
         Err(error) => {
             unopened.insert(*target, error.to_string());
@@ -134,20 +148,30 @@ pub(super) fn plan(
         tap_mac: tap.peer_mac(),
         client_mac: state.client_mac,
         cookies: state.cookies,
-        counters: &counters.destinations,
+        counters: counters.destinations(),
+        health: &state.health,
     };
     let previous = Arc::clone(&state.snapshot);
-    let snapshot = state.world.snapshot(
+    let mut snapshot = state.world.snapshot(
         &state.config,
         key,
         &around,
         |target| change.after.id(target),
         Some(&previous),
     )?;
+    let (probes, pins) = health::pin(&state.health, &snapshot.services, &state.survey);
+    snapshot.probes = probes;
     let PathChange { install, remove, after: paths, incomplete } = change;
     let client_egress = if answers { paths.id(&client) } else { None };
-    let update = Update { install, snapshot: Arc::new(snapshot), remove };
-    Ok(Planned { update, client_egress, paths, incomplete })
+    let snapshot = Arc::new(snapshot);
+    let mut install: Vec<(EgressId, Vec<OpenEgress>)> = install;
+    let update = |_| Update {
+        install: install.iter_mut().filter_map(|(id, open)| Some((*id, open.pop()?))).collect(),
+        snapshot: Arc::clone(&snapshot),
+        remove: remove.clone(),
+    };
+    let updates = (0..workers).map(update).collect();
+    Ok(Planned { snapshot, updates, client_egress, paths, incomplete, pins })
 }
 
 impl Daemon {
@@ -158,15 +182,19 @@ impl Daemon {
     }
 
     /// Puts what `state` says in force at the worker.
-    fn publish(&self) -> Result<(), ReloadError> {
+    pub(super) fn publish(&self) -> Result<(), ReloadError> {
         let mut state = self.state.borrow_mut();
         let planned = plan(&mut state, self.key.key, &self.tap, &self.counters)?;
-        let snapshot = Arc::clone(&planned.update.snapshot);
-        self.worker.publish(planned.update).map_err(|_| ReloadError::WorkerBusy)?;
-        state.snapshot = snapshot;
+        self.workers
+            .publish(planned.updates)
+            .map_err(|busy| ReloadError::WorkerBusy(self.workers.name(busy)))?;
+        state.snapshot = planned.snapshot;
         state.paths.commit(planned.paths);
         state.incomplete = planned.incomplete;
         state.unpublished = false;
+        self.published.notify_one();
+        state.in_change = false;
+        state.health.told(&planned.pins, now());
         Ok(())
     }
 
@@ -188,18 +216,19 @@ impl Daemon {
     /// Looks at the way to every real server, and notes whether it is another than before: that
     /// stays to be told until the worker has taken it.
     async fn survey(&self) -> Result<(), ReloadError> {
-        let (addresses, sources) = {
+        let wanted = {
             let state = self.state.borrow();
-            (state.world.real_addresses(&state.config), start::sources(&state.config))
+            state.world.wanted_paths(&state.config)
         };
-        let survey = self.netlink.survey(&addresses, sources).await?;
+        let survey = self.netlink.survey(&wanted).await?;
         let interface = self.state.borrow().config.director.interface.clone();
         let client = self.netlink.link_by_name(&interface).await?;
         let mut state = self.state.borrow_mut();
         let mut changed = state.survey != survey;
         for (old, new) in state.survey.paths.iter().zip(&survey.paths) {
-            if old.address == new.address && old.egress != new.egress {
-                tracing::info!(real = %new.address, before = %old.egress, now = %new.egress, "egress");
+            let same = (old.address, old.tunnel) == (new.address, new.tunnel);
+            if same && old.egress != new.egress {
+                tracing::info!(real = %new.address, tunnel = %new.tunnel, before = %old.egress, now = %new.egress, "egress");
             }
         }
         if let Some(client) = client {
@@ -226,6 +255,10 @@ impl Daemon {
             .map_err(|source| ReloadError::Read { path: path.clone(), source })?;
         let new = config::parse(&text, &path.display().to_string())
             .map_err(|errors| ReloadError::Config(Box::new(errors)))?;
+        if let Some(foreign) = self.netlink.foreign(new.tunnel.sources()).await?.first() {
+            let foreign = host::foreign_source(*foreign);
+            return Err(ReloadError::Host(format!("{}: {}", foreign.message, foreign.help)));
+        }
         let reloaded = self.compare(&new, request)?;
         if request.dry_run {
             return Ok(reloaded);
@@ -274,7 +307,7 @@ impl Daemon {
         let (old, destinations) = {
             let mut state = self.state.borrow_mut();
             let destinations = state.world.destinations.clone();
-            if let Err(error) = state.world.enter(&new, &self.counters.destinations) {
+            if let Err(error) = state.world.enter(&new, &self.counters) {
                 // The worker has not heard of any of them.
                 state.world.destinations = destinations;
                 return Err(error.into());
@@ -307,7 +340,7 @@ impl Daemon {
             let State { world, config, draining, .. } = &mut *state;
             // What the refused one had has not been draining, even where it did before.
             draining.retain(|id, _| world.destinations.get(*id).is_some_and(|k| !k.configured));
-            if let Err(error) = world.enter(&old, &self.counters.destinations) {
+            if let Err(error) = world.enter(&old, &self.counters) {
                 // All of them have their numbers still.
                 tracing::error!(%error, "the old configuration cannot be entered again");
             }
@@ -340,6 +373,7 @@ impl Daemon {
         {
             let mut state = self.state.borrow_mut();
             (state.unpublished, state.host_due) = (true, true);
+            state.in_change = true;
         }
         self.survey().await?;
         let _tables = self.build_tables().await?;
@@ -380,8 +414,8 @@ impl Daemon {
     /// What the worker has to tell, and persistence. Waits for nothing.
     pub(super) fn tick(&self) {
         self.take_events();
-        self.worker.collect_retired();
-        while let Some((id, errno)) = self.worker.next_failed_install() {
+        self.workers.collect_retired();
+        while let Some((id, errno)) = self.workers.next_failed_install() {
             tracing::error!(path = id.0, %errno, "the worker could not install an egress path");
             let mut state = self.state.borrow_mut();
             state.paths.forget(id);
@@ -392,8 +426,7 @@ impl Daemon {
 
     fn take_events(&self) {
         let mut state = self.state.borrow_mut();
-        for _ in 0..EVENTS_PER_TICK {
-            let Some(event) = self.worker.next_event() else { return };
+        for event in self.workers.events(EVENTS_PER_TICK) {
             match event {
                 Event::Established { destination, client } => {
                     let Some(known) = state.world.destinations.get(destination) else { continue };
@@ -453,7 +486,7 @@ impl Daemon {
 }
 
 /// What has been draining since earlier changes and would be cut now.
-fn cuts(state: &State, counters: &Counters) -> Vec<Change> {
+fn cuts(state: &State, counters: &AllCounters) -> Vec<Change> {
     let mut changes = Vec::new();
     for (id, known) in state.world.destinations.iter() {
         let connections = counters.flows_to(id);

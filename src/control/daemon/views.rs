@@ -4,9 +4,10 @@ use super::state::State;
 use super::{Daemon, now};
 use crate::control::admin::api::{
     ConnectionView, Connections, Drop, Drops, Explained, FlowsView, OwnedFinding, RealView,
-    ServiceView, Services, Status,
+    ServiceView, Services, Status, Unhealthy, VipView,
 };
-use crate::control::config::{Real, config_hash, services_hash};
+use crate::control::announcement::Announcement;
+use crate::control::config::{Real, RealTunnel, Service, VipPrefix, config_hash, services_hash};
 use crate::control::destinations::Known;
 use crate::control::explain::{self, Live, Question};
 use crate::control::finding::{self, Severity};
@@ -19,15 +20,25 @@ use crate::dataplane::packet::{self, protocol};
 use crate::dataplane::persistence::PersistenceKey;
 use crate::dataplane::scheduler::Threshold;
 use crate::dataplane::verdict::DropReason;
+use crate::io::IoCounters;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::UNIX_EPOCH;
 
 /// The way to each real server. Looked for once per real server, of which there may be many.
-type Paths<'s> = HashMap<IpAddr, &'s RealPath>;
+type Paths<'s> = HashMap<(IpAddr, RealTunnel), &'s RealPath>;
 
 fn paths(state: &State) -> Paths<'_> {
-    state.survey.paths.iter().map(|path| (path.address, path)).collect()
+    state.survey.paths.iter().map(|path| ((path.address, path.tunnel), path)).collect()
+}
+
+fn vip_view((vip, announcement): (VipPrefix, &Announcement)) -> VipView {
+    VipView {
+        vip,
+        announced: announcement.withdrawn.is_none(),
+        reason: announcement.withdrawn.map(|reason| reason.to_string()),
+        withdrawals: announcement.withdrawals,
+    }
 }
 
 /// Connections in one page, at most: some 300 bytes of JSON each.
@@ -53,10 +64,10 @@ impl Daemon {
     pub fn status(&self) -> Status {
         let state = self.state.borrow();
         let director = &state.config.director;
-        let totals = self.counters.worker.read();
+        let totals = self.counters.totals();
         let (mut active, mut inactive) = (0, 0);
         for (id, _) in state.world.destinations.iter() {
-            if let Some(counters) = self.counters.destinations.get(id.index()) {
+            if let Some(counters) = self.counters.destinations().get(id.index()) {
                 active += counters.active.get();
                 inactive += counters.inactive.get();
             }
@@ -65,7 +76,9 @@ impl Daemon {
         let conditions = state.conditions();
         let seen = state.findings.iter().chain(&conditions);
         warnings.extend(seen.filter(|f| f.severity != Severity::Note).cloned());
-        let silence = self.worker.silence(now()).as_millis();
+        let workers = self.workers.views();
+        let mut io = IoCounters::default();
+        workers.iter().for_each(|worker| io += worker.io);
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -83,18 +96,21 @@ impl Daemon {
             interface: director.interface.clone(),
             engine: self.engine.engine.to_string(),
             engine_reason: self.engine.reason.clone(),
-            ring: self.ring.to_owned(),
-            io: self.worker.io_counters(),
-            last_send_error: self.worker.last_send_error().map(|errno| errno.to_string()),
+            ring: self.workers.ring.to_owned(),
+            steering: self.workers.steering.clone(),
+            io,
+            last_send_error: workers.iter().find_map(|worker| worker.last_send_error.clone()),
             max_connections: director.max_connections,
             active,
             inactive,
-            flows: FlowsView::of(&self.counters),
+            flows: FlowsView::of(|class| self.counters.flows(class)),
             adopted: self.adopted,
             totals,
-            dropped: self.counters.dropped.iter().map(|c| c.get()).sum(),
+            dropped: self.counters.dropped_in_all(),
             ledger_balances: self.counters.ledger_balances(),
-            worker_silence_ms: u64::try_from(silence).unwrap_or(u64::MAX),
+            worker_silence_ms: workers.iter().map(|worker| worker.silence_ms).max().unwrap_or(0),
+            workers,
+            vips: state.announcements.iter().map(vip_view).collect(),
             warnings: warnings.iter().map(OwnedFinding::from).collect(),
             conditions: conditions.iter().map(OwnedFinding::from).collect(),
         }
@@ -111,7 +127,7 @@ impl Daemon {
             }
         }
         drop(state);
-        Reading { status: self.status(), services: self.services(), drops: self.drops(), findings }
+        Reading { status: self.status(), services: self.services(), findings }
     }
 
     /// `GET /v1/services`
@@ -123,15 +139,17 @@ impl Daemon {
             let known = state.world.destinations.iter().filter(|(_, k)| !k.idle);
             let mut reals: Vec<RealView> = known
                 .filter(|(_, k)| k.key.service == service.name)
-                .filter(|(_, k)| state.world.vip_address(k.key.vip) == Some(service.vip))
+                .filter(|(_, k)| k.key.vip == service.vip)
                 .filter_map(|(id, k)| {
                     let address = state.world.address_of(k.key.real)?;
                     let place = service.reals.binary_search_by_key(&address, |r| r.address);
-                    let real = place.ok().map(|place| &service.reals[place]);
+                    // One that is reached in another way now drains by the way it was.
+                    let real = place.ok().filter(|_| k.configured);
+                    let real = real.map(|place| (service, &service.reals[place]));
                     self.real_view((&state, &paths), id, k, real)
                 })
                 .collect();
-            reals.sort_by_key(|r| r.address);
+            reals.sort_by(|a, b| (a.address, &a.tunnel).cmp(&(b.address, &b.tunnel)));
             services.push(ServiceView {
                 name: service.name.clone(),
                 vip: service.vip,
@@ -157,7 +175,7 @@ impl Daemon {
         let paths = paths(&state);
         let mut removed: Vec<ServiceView> = Vec::new();
         for (id, known) in state.world.destinations.iter().filter(|(_, k)| !k.idle) {
-            let Some(vip) = state.world.vip_address(known.key.vip) else { continue };
+            let vip = known.key.vip;
             let name = &known.key.service;
             if state.config.services.iter().any(|s| s.name == *name && s.vip == vip) {
                 continue;
@@ -188,7 +206,7 @@ impl Daemon {
         let services = state.snapshot.services.services();
         let Some(service) = services.iter().find(|s| *s.name == *service) else { return false };
         let position = service.destinations.iter().position(|destination| *destination == id);
-        let candidates = service.candidates(&self.counters.destinations, now());
+        let candidates = service.candidates(self.counters.destinations(), now());
         position.is_some_and(|position| candidates.is_overloaded(position))
     }
 
@@ -197,18 +215,24 @@ impl Daemon {
         (state, paths): (&State, &Paths<'_>),
         id: DestinationId,
         known: &Known,
-        configured: Option<&Real>,
+        configured: Option<(&Service, &Real)>,
     ) -> Option<RealView> {
         let address = state.world.address_of(known.key.real)?;
-        let path = paths.get(&address);
+        let way = state.world.way_of(known.key.real);
+        let path = way.and_then(|way| paths.get(&way));
         let link_mtu = path.map_or(0, |p| p.mtu);
         let learned = state.path_mtus.get(&known.key.real).filter(|(_, until)| *until > now());
-        let weight = configured.map_or(0, |real| u32::from(real.weight));
-        let max_connections = configured.and_then(|real| real.max_connections);
+        let health = configured.and_then(|(service, _)| {
+            state.health.view(&service.name, service.vip.address(), address, now())
+        });
+        let checked = health.as_ref().map_or("up", |health| health.state.as_str());
+        let weight = configured.map_or(0, |(_, real)| u32::from(real.weight));
+        let max_connections = configured.and_then(|(_, real)| real.max_connections);
         let condition = match (known.cut, known.configured, weight) {
             (true, _, _) => "cut",
             (false, false, _) => "draining",
             (false, true, 0) => "drained",
+            (false, true, _) if checked != "up" => checked,
             (false, true, _)
                 if max_connections.is_some()
                     && self.is_overloaded(state, id, &known.key.service) =>
@@ -220,15 +244,18 @@ impl Daemon {
         Some(RealView {
             address,
             weight,
-            effective_weight: weight,
+            effective_weight: if checked == "up" { weight } else { 0 },
             max_connections,
             min_connections: max_connections.map(|upper| {
-                let given = configured.and_then(|real| real.min_connections);
+                let given = configured.and_then(|(_, real)| real.min_connections);
                 given.unwrap_or(Threshold::default_lower(upper))
             }),
             state: condition.to_owned(),
-            counters: known.reading(self.counters.destinations.get(id.index())?),
-            source: path.and_then(|p| p.source),
+            health: health.clone(),
+            counters: known.reading(&self.counters.destination(id)?),
+            tunnel: way.map_or_else(|| "unknown".to_owned(), |(_, tunnel)| tunnel.to_string()),
+            source: path.and_then(|p| p.sources.first().copied()),
+            more_sources: path.and_then(|p| p.sources.get(1..)).unwrap_or_default().to_vec(),
             interface: path.and_then(|p| p.interface.clone()),
             next_hop: path.and_then(|p| p.next_hop),
             egress: path.map_or_else(|| "none".to_owned(), |p| p.egress.to_string()),
@@ -237,12 +264,12 @@ impl Daemon {
         })
     }
 
-    /// `GET /v1/connections`: reads the table while the worker writes it; each connection is whole,
+    /// `GET /v1/connections`: reads the tables while the workers write them; each connection is whole,
     /// the page is no moment's picture.
     pub fn connections(&self, filter: &ConnectionFilter) -> Connections {
         let mut connections = Vec::new();
         let begin = usize::try_from(filter.cursor).unwrap_or(usize::MAX);
-        for (number, slot) in self.flows.iter().enumerate().skip(begin) {
+        for (number, slot) in self.flows.iter().copied().flatten().enumerate().skip(begin) {
             if connections.len() >= filter.limit.clamp(1, PAGE) {
                 return Connections { connections, next: Some(number as u64) };
             }
@@ -294,7 +321,7 @@ impl Daemon {
         let drop = |reason: &DropReason| Drop {
             reason: reason.name().to_owned(),
             meaning: reason.meaning().to_owned(),
-            count: self.counters.dropped(*reason).get(),
+            count: self.counters.dropped(*reason),
         };
         Drops { drops: DropReason::ALL.iter().map(drop).collect() }
     }
@@ -303,9 +330,13 @@ impl Daemon {
     pub fn explain(&self, question: &Question) -> Explained {
         let mut explained = {
             let state = self.state.borrow();
-            let live = Live { counters: &self.counters.destinations, now: now() };
-            explain::explain(&state.snapshot.services, self.key.key, question, live)
+            let live = Live { counters: self.counters.destinations(), now: now() };
+            let mut explained =
+                explain::explain(&state.snapshot.services, self.key.key, question, live);
+            explained.add_tunnel(&state.config);
+            explained
         };
+        explained.unhealthy = self.unhealthy(explained.service.as_deref());
         explained.connection = self.connection_of(question);
         explained.persisted = self.persisted(question);
         if let Some(connection) = &explained.connection
@@ -324,6 +355,22 @@ impl Daemon {
         explained
     }
 
+    /// Real servers that checks keep from new flows of a service.
+    fn unhealthy(&self, service: Option<&str>) -> Vec<Unhealthy> {
+        let state = self.state.borrow();
+        let Some(service) = state.config.services.iter().find(|s| Some(s.name.as_str()) == service)
+        else {
+            return Vec::new();
+        };
+        let reason = |real: &Real| {
+            let health =
+                state.health.view(&service.name, service.vip.address(), real.address, now())?;
+            (health.state != "up")
+                .then_some(Unhealthy { real: real.address, reason: health.reason })
+        };
+        service.reals.iter().filter_map(reason).collect()
+    }
+
     fn connection_of(&self, question: &Question) -> Option<ConnectionView> {
         let tuple = question.tuple();
         let client = packet::address(tuple.client);
@@ -336,7 +383,13 @@ impl Daemon {
                 && key.vip_port == tuple.vip_port
                 && key.protocol == tuple.protocol
         };
-        let flow = self.flows.iter().filter_map(|s| s.read().ok().flatten()).find(ours)?;
+        let flow = self
+            .flows
+            .iter()
+            .copied()
+            .flatten()
+            .filter_map(|s| s.read().ok().flatten())
+            .find(ours)?;
         self.connection(&flow)
     }
 

@@ -1,15 +1,19 @@
 //! What the host's state means for a director. Pure: facts in, findings out.
 
+use super::checks;
 use super::firewall::{Hook, HookChain};
 use super::observe::HostFacts;
-use crate::control::config::{Capture, Config, Ports};
+use crate::control::config::{Announce, Capture, Config, Ports, RealTunnel, VipPrefix};
+use crate::control::cores;
 use crate::control::finding::Finding;
 use crate::control::flow_region::PERSISTENCE_CAPACITY;
-use crate::control::netlink::egress::{Egress, KernelReason};
+use crate::control::netlink::egress::{Egress, KernelReason, RealPath};
 use crate::control::netlink::links::Link;
 use crate::control::netlink::routes::RouteKind;
+use crate::control::netlink::vip_routes::{ROUTE_PROTOCOL, TAP_METRIC};
 use crate::dataplane::conntrack;
 use crate::dataplane::region::{Geometry, RegionLayout};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 // linux/capability.h
@@ -40,7 +44,9 @@ pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
     firewalls(config, facts, &mut findings);
     memory(config, facts, &mut findings);
     vips(config, facts, &mut findings);
+    announcement(config, facts, &mut findings);
     real_servers(facts, &mut findings);
+    checks::judge(config, facts, &mut findings);
     findings.sort_by_key(|f| f.severity);
     findings
 }
@@ -162,7 +168,7 @@ pub fn narrow_tap(config: &Config, interface: &Link) -> Option<Finding> {
 fn forwarding(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     let interface = &config.director.interface;
     let vips = config.vips();
-    if vips.iter().any(IpAddr::is_ipv4) && facts.forwarding_v4 == Some(false) {
+    if vips.iter().any(VipPrefix::is_ipv4) && facts.forwarding_v4 == Some(false) {
         findings.push(Finding::error(
             format!("IPv4 forwarding is off on {interface}"),
             format!(
@@ -171,7 +177,7 @@ fn forwarding(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
             ),
         ));
     }
-    if !vips.iter().any(IpAddr::is_ipv6) {
+    if !vips.iter().any(VipPrefix::is_ipv6) {
         return;
     }
     if facts.forwarding_v6 == Some(false) {
@@ -246,14 +252,14 @@ fn firewalls(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     let vips = config.vips();
     // As nft prints them in JSON and iptables in its own form.
     let mut words = vec![format!("\"{tap}\""), format!(" {tap} ")];
-    words.extend(vips.iter().map(IpAddr::to_string));
+    words.extend(vips.iter().map(|vip| vip.address().to_string()));
     for chain in facts.chains.iter().chain(&facts.legacy_forward) {
         let finding = match chain.hook {
             Hook::Forward if config.director.capture == Capture::Route => {
                 (!chain.seems_to_accept(&words)).then(|| forward_rules(config, chain))
             }
             Hook::Forward => None,
-            Hook::Output => output_rules(facts, chain),
+            Hook::Output => output_rules(config, facts, chain),
         };
         findings.extend(finding);
     }
@@ -283,17 +289,70 @@ fn forward_rules(config: &Config, chain: &HookChain) -> Finding {
     )
 }
 
+/// A kind of outer packet, in the words of firewalls.
+struct OuterKind {
+    /// Those of a rule that seems to accept it.
+    words: Vec<String>,
+    nft: String,
+    iptables: Vec<String>,
+}
+
+/// The kinds of outer packets that the kernel may have to send. None for direct mode: those packets
+/// never pass it.
+fn outer_kinds(config: &Config) -> Vec<OuterKind> {
+    let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+    let tunnels: BTreeSet<RealTunnel> =
+        config.real_tunnels().into_iter().map(|(_, tunnel)| tunnel).collect();
+    let ipip = OuterKind {
+        words: words(&["ipip", "ipencap", "ipv6", "\"right\": 4", "\"right\": 41"]),
+        nft: "meta l4proto { ipip, ipv6 }".to_owned(),
+        iptables: words(&["-p ipencap", "-p ipv6"]),
+    };
+    if tunnels.is_empty() {
+        return vec![ipip];
+    }
+    let mut kinds = Vec::new();
+    if tunnels.contains(&RealTunnel::Ipip) {
+        kinds.push(ipip);
+    }
+    if tunnels.iter().any(|tunnel| matches!(tunnel, RealTunnel::Gre { .. })) {
+        kinds.push(OuterKind {
+            words: words(&["gre", "\"right\": 47"]),
+            nft: "meta l4proto gre".to_owned(),
+            iptables: words(&["-p gre"]),
+        });
+    }
+    let port = |tunnel: &RealTunnel| match tunnel {
+        RealTunnel::Gue { port, .. } => Some(*port),
+        RealTunnel::Ipip | RealTunnel::Gre { .. } | RealTunnel::Direct => None,
+    };
+    for port in tunnels.iter().filter_map(port).collect::<BTreeSet<u16>>() {
+        kinds.push(OuterKind {
+            words: vec![port.to_string()],
+            nft: format!("udp dport {port}"),
+            iptables: vec![format!("-p udp --dport {port}")],
+        });
+    }
+    kinds
+}
+
 /// Outer packets pass the output hook where the kernel routes them; directly sent ones do not.
-fn output_rules(facts: &HostFacts, chain: &HookChain) -> Option<Finding> {
-    let words = ["ipip", "ipencap", "ipv6", "\"right\": 4", "\"right\": 41"].map(str::to_owned);
-    if chain.seems_to_accept(&words) {
+fn output_rules(config: &Config, facts: &HostFacts, chain: &HookChain) -> Option<Finding> {
+    let missing =
+        outer_kinds(config).into_iter().filter(|kind| !chain.seems_to_accept(&kind.words));
+    let rule = |kind: OuterKind| {
+        if let Some(program) = chain.name.strip_suffix(" OUTPUT") {
+            let rules = kind.iptables.iter();
+            rules.map(|rule| format!("{program} -I OUTPUT {rule} -j ACCEPT")).collect::<Vec<_>>()
+        } else {
+            vec![format!("nft insert rule {} {} accept", chain.name, kind.nft)]
+        }
+    };
+    let rules: Vec<String> = missing.flat_map(rule).collect();
+    if rules.is_empty() {
         return None;
     }
-    let rules = if let Some(program) = chain.name.strip_suffix(" OUTPUT") {
-        format!("{program} -I OUTPUT -p ipencap -j ACCEPT\n{program} -I OUTPUT -p ipv6 -j ACCEPT")
-    } else {
-        format!("nft insert rule {} meta l4proto {{ ipip, ipv6 }} accept", chain.name)
-    };
+    let rules = rules.join("\n");
     let routed =
         facts.survey.paths.iter().any(
             |p| matches!(p.egress, Egress::Kernel(reason) if reason != KernelReason::Unresolved),
@@ -339,7 +398,8 @@ fn mebibytes(bytes: u64) -> u64 {
 /// Sizes of the region that `config` asks for.
 #[must_use]
 pub fn geometry(config: &Config) -> Geometry {
-    Geometry::new(config.director.max_connections, 1, PERSISTENCE_CAPACITY)
+    let workers = u32::from(cores::workers(config));
+    Geometry::new(config.director.max_connections, workers, PERSISTENCE_CAPACITY)
 }
 
 /// Memory that a configuration takes at start, in bytes.
@@ -386,21 +446,15 @@ fn vips(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     for vip in &facts.foreign_routes {
         if config.director.capture == Capture::Route {
             findings.push(Finding::error(
-                format!("there is a host route for the VIP {vip} already"),
+                format!("there is a route for the VIP {vip} already"),
                 format!(
                     "Adit does not replace it, and it may lead packets past the TAP:\n\
-                     ip route show {vip}"
+                     ip route show root {vip}"
                 ),
             ));
         }
     }
-    for source in &facts.foreign_sources {
-        findings.push(Finding::error(
-            format!("the tunnel `source` {source} is not an address of this host"),
-            "errors about tunnel packets would go elsewhere, and reverse path filters drop such \
-             packets: name an address that `ip addr` shows, or leave it to the route",
-        ));
-    }
+    findings.extend(facts.foreign_sources.iter().copied().map(foreign_source));
     for service in &config.services {
         if matches!(service.ports, Ports::Any) && service.protocol.to_string() == "udp" {
             findings.push(Finding::note(
@@ -411,11 +465,81 @@ fn vips(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
     }
 }
 
+/// An outer source that is not an address of this host.
+#[must_use]
+pub fn foreign_source(source: IpAddr) -> Finding {
+    Finding::error(
+        format!("the tunnel `source` {source} is not an address of this host"),
+        "errors about tunnel packets would go elsewhere, and reverse path filters drop such \
+         packets: name an address that `ip addr` shows, or leave it to the route",
+    )
+}
+
+/// Why nobody sends the packets to a real server, where its kind of tunnel leaves none that could.
+#[must_use]
+pub fn no_way(path: &RealPath) -> Option<Finding> {
+    let Egress::None(reason) = path.egress else { return None };
+    let (address, tunnel) = (path.address, path.tunnel);
+    let help = match reason {
+        KernelReason::Ipsec | KernelReason::IpsecUnknown if tunnel == RealTunnel::Direct => {
+            "frames of Adit's own would go around the policy, so none are sent: write tunnel = \
+             \"ipip\", which goes through policies"
+        }
+        KernelReason::Ipsec | KernelReason::IpsecUnknown => {
+            "headers of Adit's own would go around the policy, so none are sent: write tunnel = \
+             \"ipip\", whose outer headers the kernel writes where policies may apply"
+        }
+        KernelReason::BehindRouter => {
+            "direct mode is for real servers on an Ethernet segment of this host: write tunnel = \
+             \"ipip\", \"gre\" or \"gue\""
+        }
+        KernelReason::Unresolved => "it does not answer ARP or neighbour solicitations: is it up?",
+        KernelReason::NoRoute
+        | KernelReason::Refused
+        | KernelReason::Local
+        | KernelReason::SpecialRoute
+        | KernelReason::NotEthernet
+        | KernelReason::LinkDown => {
+            "direct mode needs a real server on an Ethernet segment of this host that is up: look \
+             at `ip route get` and `ip link`, or write tunnel = \"ipip\""
+        }
+    };
+    Some(Finding::error(
+        format!("packets to real server {address} cannot be sent ({tunnel}): {reason}"),
+        format!("they are dropped (no_egress); {help}"),
+    ))
+}
+
+fn announcement(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    if config.director.announce != Announce::Route || facts.routing_daemon != Some(false) {
+        return;
+    }
+    findings.push(Finding::warning(
+        "announce = \"route\", and no routing daemon is seen here",
+        format!(
+            "Adit puts the routes of VIPs into the main table (protocol {ROUTE_PROTOCOL}, metric \
+             {TAP_METRIC}, device {}), and a daemon has to export those, and none of worse metric, to \
+             your routers; for BIRD:\n\
+             protocol kernel {{ learn; ipv4 {{ preference 200; import where krt_source = \
+             {ROUTE_PROTOCOL} && krt_metric = {TAP_METRIC}; export all; }}; }}\n\
+             docs/announce.md has the whole, also for FRR",
+            config.director.tap
+        ),
+    ));
+}
+
 fn real_servers(facts: &HostFacts, findings: &mut Vec<Finding>) {
     for path in &facts.survey.paths {
         let address = path.address;
         let finding = match path.egress {
-            Egress::Direct(_) | Egress::Kernel(KernelReason::Unresolved) => continue,
+            // Before a director asks, nobody may have answered.
+            Egress::Direct(_)
+            | Egress::Kernel(KernelReason::Unresolved)
+            | Egress::None(KernelReason::Unresolved) => continue,
+            Egress::None(_) => {
+                findings.extend(no_way(path));
+                continue;
+            }
             Egress::Kernel(KernelReason::NoRoute) => Finding::error(
                 format!("there is no route to real server {address}"),
                 "new connections to it are lost: add a route, or set its weight to 0",
@@ -435,6 +559,7 @@ fn real_servers(facts: &HostFacts, findings: &mut Vec<Finding>) {
             Egress::Kernel(
                 reason @ (KernelReason::SpecialRoute
                 | KernelReason::NotEthernet
+                | KernelReason::BehindRouter
                 | KernelReason::Ipsec
                 | KernelReason::IpsecUnknown),
             ) => Finding::note(
@@ -451,6 +576,7 @@ mod tests {
     use super::*;
     use crate::control::config::parse;
     use crate::control::finding::Severity;
+    use std::net::IpAddr;
 
     fn config() -> Config {
         let text = "[director]\ninterface = \"eth0\"\n[[service]]\nname = \"db\"\n\
@@ -526,7 +652,11 @@ mod tests {
             (|f| f.nft_missing = true, Error, "nft"),
             (|f| f.memory_available = Some(1 << 20), Error, "max_connections"),
             (|f| f.state_dir_free = Some(1 << 20), Error, "/run/adit"),
-            (|f| f.foreign_routes = vec![IpAddr::from([192, 0, 2, 1])], Error, "host route"),
+            (
+                |f| f.foreign_routes = vec![IpAddr::from([192, 0, 2, 1]).into()],
+                Error,
+                "a route for the VIP",
+            ),
             (|f| f.chains_unseen = Some("no".into()), Warning, "cannot be seen"),
             (|f| f.chains = vec![drop_chain(&[])], Error, "inet filter forward"),
             (|f| f.foreign_sources = vec![IpAddr::from([10, 0, 0, 1])], Error, "10.0.0.1"),
@@ -548,6 +678,20 @@ mod tests {
             assert!(findings[0].message.contains(word), "{word}: {findings:?}");
             assert!(!findings[0].help.is_empty(), "{word}: says not what to do");
         }
+    }
+
+    #[test]
+    fn routes_that_announce_need_a_daemon_that_exports_them() {
+        let mut config = config();
+        let seen = |seen| HostFacts { routing_daemon: seen, ..good() };
+        assert_eq!(judge(&config, &seen(Some(false))), []);
+        config.director.announce = Announce::Route;
+        assert_eq!(judge(&config, &seen(Some(true))), []);
+        assert_eq!(judge(&config, &seen(None)), [], "nobody knows");
+        let findings = judge(&config, &seen(Some(false)));
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!(findings[0].severity, Severity::Warning);
+        assert!(findings[0].help.contains("krt_source = 173 && krt_metric = 1"), "{findings:?}");
     }
 
     #[test]

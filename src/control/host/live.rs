@@ -12,6 +12,9 @@ use super::HostFacts;
 /// keeps it from running.
 const SILENCE_MS: u64 = 1000;
 
+/// How the view of the steering begins where it is not the director's.
+pub(crate) const BY_THE_KERNEL: &str = "by the kernel's own rule";
+
 /// What a director tells of itself.
 #[derive(Debug, Clone)]
 pub struct LiveState {
@@ -37,6 +40,7 @@ pub fn diagnose(live: &LiveState, facts: &HostFacts) -> Vec<Finding> {
     conditions(live, &mut findings);
     worker(live, &mut findings);
     services(live, &mut findings);
+    announcements(live, &mut findings);
     next_hops(facts, &mut findings);
     path_mtus(live, &mut findings);
     queues(live, facts, &mut findings);
@@ -59,9 +63,13 @@ fn conditions(live: &LiveState, findings: &mut Vec<Finding>) {
 
 fn worker(live: &LiveState, findings: &mut Vec<Finding>) {
     let status = &live.status;
-    if status.worker_silence_ms > SILENCE_MS {
+    for worker in status.workers.iter().filter(|worker| worker.silence_ms > SILENCE_MS) {
+        let who = match status.workers.len() {
+            1 => "the worker".to_owned(),
+            _ => format!("worker {}", worker.worker),
+        };
         findings.push(Finding::error(
-            format!("the worker has been silent for {} ms", status.worker_silence_ms),
+            format!("{who} has been silent for {} ms", worker.silence_ms),
             "something keeps its core busy: look at it with `top -H`, and keep other work off that \
              core",
         ));
@@ -71,6 +79,20 @@ fn worker(live: &LiveState, findings: &mut Vec<Finding>) {
         status.io.source_errors,
         "errors of receive sockets",
         "neighbours' questions or ICMP errors may have been missed; the log says which socket",
+    );
+    if status.steering.starts_with(BY_THE_KERNEL) {
+        findings.push(Finding::warning(
+            format!("packets are shared out {}", status.steering),
+            "workers hand over to each other what is not theirs, which costs a copy: give the \
+             director CAP_BPF, or a kernel that knows TUNSETSTEERINGEBPF (4.16)",
+        ));
+    }
+    counted(
+        findings,
+        live.dropped(DropReason::HandOverFull),
+        "packets dropped on their way to another worker",
+        "that worker cannot keep up: its core is busy with other work, or one client sends more \
+         than a core can carry",
     );
     counted(
         findings,
@@ -82,6 +104,13 @@ fn worker(live: &LiveState, findings: &mut Vec<Finding>) {
 
 fn services(live: &LiveState, findings: &mut Vec<Finding>) {
     for service in live.services.iter().filter(|s| s.configured) {
+        for real in &service.reals {
+            findings.extend(checked(service, real));
+        }
+        // Where checks have taken them out, the director has said so itself.
+        if service.reals.iter().any(|real| real.state == "down") {
+            continue;
+        }
         if !service.reals.is_empty() && service.reals.iter().all(|r| r.effective_weight == 0) {
             findings.push(Finding::error(
                 format!("service {}: no real server takes new connections", service.name),
@@ -96,6 +125,48 @@ fn services(live: &LiveState, findings: &mut Vec<Finding>) {
         "a client uses a port that no [[service]] names, or somebody scans: `adit capture --side \
          inner` shows them",
     );
+}
+
+fn announcements(live: &LiveState, findings: &mut Vec<Finding>) {
+    for vip in &live.status.vips {
+        if let Some(reason) = &vip.reason {
+            findings.push(Finding::warning(
+                format!("the VIP {} is withdrawn: {reason}", vip.vip),
+                "its route is not announced, so that clients reach other directors; it comes back by \
+                 itself: `adit list` shows what its real servers lack",
+            ));
+        }
+    }
+}
+
+/// What a check found that failed, and where to look.
+fn checked(service: &ServiceView, real: &RealView) -> Option<Finding> {
+    let health = real.health.as_ref()?;
+    let failed = health.last.as_deref().filter(|last| *last != "ok")?;
+    let help = match failed {
+        "refused" => {
+            "the tunnel and the VIP are there, and nobody listens on the port: start the service, or \
+             let it listen on the VIP"
+        }
+        "local" => {
+            "the check does not leave this host: see what this host and its firewall say of packets \
+             to the VIP"
+        }
+        "no-route" => "ip route get to its address shows what this host knows",
+        "unreachable" => "a router or the real server's firewall refuses it",
+        _ => {
+            "nothing came back: protocol 4 or 41 filtered on the way or there, no tunnel device or no \
+             VIP there, or its answer is lost on its way here (firewall, reverse path filter):\n\
+             adit-realserver apply --vip <VIP>, there; adit capture --side outer shows what leaves"
+        }
+    };
+    let message =
+        format!("service {}: real server {} {}", service.name, real.address, health.reason);
+    Some(if health.state == "up" && failed != "local" {
+        Finding::note(message, help)
+    } else {
+        Finding::warning(message, help)
+    })
 }
 
 fn next_hops(facts: &HostFacts, findings: &mut Vec<Finding>) {
@@ -242,7 +313,8 @@ fn strangers(live: &LiveState, findings: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::admin::api::sample;
+    use crate::control::admin::api::{FailuresView, HealthView, VipView, sample};
+    use crate::control::config::RealTunnel;
     use crate::control::finding::Severity;
     use crate::control::netlink::egress::{RealPath, Survey};
     use crate::control::netlink::links::Link;
@@ -256,7 +328,8 @@ mod tests {
         let status = Status { max_connections: 100, worker_silence_ms: 50, ..sample::status() };
         let path = RealPath {
             address: REAL,
-            source: None,
+            tunnel: RealTunnel::Ipip,
+            sources: Vec::new(),
             mtu: 1500,
             interface: None,
             next_hop: Some(REAL),
@@ -283,6 +356,24 @@ mod tests {
         vec![Drop { reason: reason.name().into(), meaning: String::new(), count: 7 }]
     }
 
+    /// The real server, whose last check failed at a step.
+    fn checked_as(state: &str, last: &str) -> RealView {
+        let health = HealthView {
+            check: "tcp 5432".into(),
+            state: state.into(),
+            since_seconds: 0,
+            last: Some(last.into()),
+            latency_us: None,
+            age_seconds: Some(0),
+            passed: 0,
+            failures: FailuresView::default(),
+            reason: format!("{state}: x"),
+        };
+        let effective_weight = if state == "up" { 100 } else { 0 };
+        let real = sample::real(&REAL.to_string());
+        RealView { state: state.into(), effective_weight, health: Some(health), ..real }
+    }
+
     /// A change of a good director, and the finding it makes.
     type Case = (fn(&mut LiveState, &mut HostFacts), Severity, &'static str);
 
@@ -291,7 +382,7 @@ mod tests {
         use Severity::{Error, Note, Warning};
         let (live, facts) = good();
         assert_eq!(diagnose(&live, &facts), []);
-        let cases: [Case; 22] = [
+        let cases: [Case; 29] = [
             (
                 |l, _| {
                     let finding = Finding::error("the route of 192.0.2.1 is missing", "wait");
@@ -300,10 +391,40 @@ mod tests {
                 Error,
                 "the route of 192.0.2.1",
             ),
-            (|l, _| l.status.worker_silence_ms = 1500, Error, "silent for 1500 ms"),
+            (
+                |l, _| l.status.workers[0].silence_ms = 1500,
+                Error,
+                "the worker has been silent for 1500 ms",
+            ),
+            (
+                |l, _| {
+                    l.status.workers.push(sample::worker(1));
+                    l.status.workers[1].silence_ms = 1500;
+                },
+                Error,
+                "worker 1 has been silent for 1500 ms",
+            ),
+            (|l, _| l.status.steering = "by the kernel's own rule (x)".into(), Warning, "own rule"),
+            (|l, _| l.drops = drop_of(DropReason::HandOverFull), Warning, "another worker"),
             (|l, _| l.status.io.source_errors = 7, Warning, "7 errors of receive sockets"),
             (|l, _| l.status.totals.events_lost = 7, Warning, "events"),
+            (
+                |l, _| {
+                    let vip = IpAddr::from([192, 0, 2, 1]).into();
+                    let reason = Some("no way".to_owned());
+                    l.status.vips = vec![VipView { vip, announced: false, reason, withdrawals: 1 }];
+                },
+                Warning,
+                "192.0.2.1 is withdrawn: no way",
+            ),
             (|l, _| l.services[0].reals[0].effective_weight = 0, Error, "service db"),
+            (
+                |l, _| l.services[0].reals[0] = checked_as("down", "timeout"),
+                Warning,
+                "10.0.0.2 down: x",
+            ),
+            (|l, _| l.services[0].reals[0] = checked_as("up", "refused"), Note, "10.0.0.2 up: x"),
+            (|l, _| l.services[0].reals[0] = checked_as("up", "local"), Warning, "10.0.0.2 up: x"),
             (|l, _| l.drops = drop_of(DropReason::NoService), Warning, "without a service"),
             (
                 |_, f| f.survey.paths[0].egress = Egress::Kernel(KernelReason::Unresolved),

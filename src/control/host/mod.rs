@@ -2,12 +2,16 @@
 //! ([`judge`]). The first does all the looking, the second is pure. [`live`] says what a running
 //! director's own state means.
 
+pub mod checks;
 pub mod firewall;
 pub mod judge;
 pub mod live;
 pub mod observe;
 
-pub use judge::{MemoryNeeds, geometry, judge, missing_capabilities, narrow_tap};
+pub use judge::{
+    MemoryNeeds, foreign_source, geometry, judge, missing_capabilities, narrow_tap, no_way,
+};
 pub use observe::{HostFacts, observe};
 
+pub(crate) use live::BY_THE_KERNEL;
 pub(crate) use observe::capabilities;

@@ -1,13 +1,16 @@
 //! Looking at the host. Nothing here changes anything, and nothing here decides what is good.
 
+use super::checks::CheckFacts;
 use super::firewall::{self, HookChain};
 use super::judge::geometry;
-use crate::control::config::Config;
+use crate::control::config::{Announce, Config, VipPrefix};
 use crate::control::flow_region;
-use crate::control::netlink::egress::{FixedSources, Survey};
+use crate::control::netlink::egress::{Survey, Wanted};
 use crate::control::netlink::links::Link;
-use crate::control::netlink::routes::{Route, RouteKind};
+use crate::control::netlink::routes::Route;
+use crate::control::netlink::vip_routes::TAP_METRIC;
 use crate::control::netlink::{Netlink, NetlinkError};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -54,18 +57,23 @@ pub struct HostFacts {
     pub memory_available: Option<u64>,
     /// The way to each real server.
     pub survey: Survey,
-    /// The route to each VIP.
+    /// The route to each VIP, those of prefixes one by one.
     pub vip_routes: Vec<(IpAddr, Route)>,
-    /// VIPs for which there is a host route that Adit did not make.
-    pub foreign_routes: Vec<IpAddr>,
+    /// VIPs for which, or within whose prefix, there is a route that Adit did not make.
+    pub foreign_routes: Vec<VipPrefix>,
     /// Bytes free in the state directory's file system; `None` where there is no such directory.
     pub state_dir_free: Option<u64>,
     /// Whether the region is there already and is used as it is.
     pub region_usable: bool,
     /// The group of `admin_group`, where this host has none of that name.
     pub missing_group: Option<String>,
+    /// Whether a routing daemon runs here, where routes announce VIPs; `None` where that cannot be
+    /// seen.
+    pub routing_daemon: Option<bool>,
     /// Configured outer sources that are not addresses of this host.
     pub foreign_sources: Vec<IpAddr>,
+    /// What health checks need.
+    pub checks: CheckFacts,
 }
 
 /// Looks at the host.
@@ -75,7 +83,6 @@ pub struct HostFacts {
 pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
     let netlink = Netlink::open()?;
     let director = &config.director;
-    let sources = FixedSources { v4: config.tunnel.source_v4, v6: config.tunnel.source_v6 };
     let for_local = config.clone();
     // Reads files and may run a program, which takes a while: beside the runtime.
     let mut facts = tokio::task::spawn_blocking(move || local(&for_local))
@@ -88,18 +95,24 @@ pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
     }
     facts.interface = netlink.link_by_name(&director.interface).await?;
     facts.tap = netlink.link_by_name(&director.tap).await?;
-    facts.survey = netlink.survey(&config.real_addresses(), sources).await?;
-    for vip in config.vips() {
+    let wanted = Wanted {
+        reals: config.real_tunnels(),
+        sources: config.tunnel.sources().collect(),
+        vips: config.vips().iter().flat_map(VipPrefix::addresses).collect(),
+    };
+    facts.survey = netlink.survey(&wanted).await?;
+    facts.checks = check_facts(&facts.survey);
+    let addresses: BTreeSet<IpAddr> = config.vips().iter().flat_map(VipPrefix::addresses).collect();
+    for vip in addresses {
         facts.vip_routes.push((vip, netlink.route_to(vip, None).await?));
     }
-    let routed = netlink.foreign_host_routes().await?;
-    facts.foreign_routes = config.vips().into_iter().filter(|v| routed.contains(v)).collect();
-    let fixed = [sources.v4.map(IpAddr::V4), sources.v6.map(IpAddr::V6)];
-    for source in fixed.into_iter().flatten() {
-        if netlink.route_to(source, None).await?.kind != RouteKind::Local {
-            facts.foreign_sources.push(source);
-        }
-    }
+    // Where routes announce VIPs, a routing daemon may have learnt the same from another director.
+    let by_routes = director.announce == Announce::Route;
+    let worst = if by_routes { TAP_METRIC } else { u32::MAX };
+    let routed = netlink.foreign_routes(worst).await?;
+    let leads_past = |vip: &VipPrefix| routed.iter().any(|route| vip.covers(route));
+    facts.foreign_routes = config.vips().into_iter().filter(leads_past).collect();
+    facts.foreign_sources = netlink.foreign(config.tunnel.sources()).await?;
     Ok(facts)
 }
 
@@ -108,10 +121,7 @@ fn local(config: &Config) -> HostFacts {
     let interface = &config.director.interface;
     let sysctl = |path: &str| number(&format!("/proc/sys/{path}"));
     let flag = |path: &str| sysctl(path).map(|n| n != 0);
-    let maximum = |a: &str, b: &str| {
-        let rp = |name: &str| sysctl(&format!("net/ipv4/conf/{name}/rp_filter"));
-        Some(rp(a)?.max(rp(b)?))
-    };
+    let maximum = effective_rp_filter;
     let forwarding =
         |family: &str, name: &str| flag(&format!("net/{family}/conf/{name}/forwarding"));
     let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK);
@@ -141,7 +151,53 @@ fn local(config: &Config) -> HostFacts {
         memory_available: memory_available(),
         state_dir_free: free_in(&config.director.state_dir),
         region_usable: flow_region::is_usable(&config.director.state_dir, &geometry(config)),
+        routing_daemon: (config.director.announce == Announce::Route)
+            .then(routing_daemon)
+            .flatten(),
         ..HostFacts::default()
+    }
+}
+
+/// Whether a process has the name of a daemon that exports the kernel's routes: BIRD, FRR's and
+/// Quagga's zebra, GoBGP, OpenBGPD.
+fn routing_daemon() -> Option<bool> {
+    const NAMES: [&str; 5] = ["bird", "bird6", "zebra", "gobgpd", "bgpd"];
+    let here = fs::read_link("/proc/self/ns/net").ok()?;
+    let is_one = |process: &fs::DirEntry| {
+        // Most entries are no processes, and others end meanwhile.
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        // Where this may not be seen it may well be.
+        let there = || fs::read_link(process.path().join("ns/net"));
+        NAMES.contains(&name.trim()) && there().map_or(true, |there| there == here)
+    };
+    Some(fs::read_dir("/proc").ok()?.flatten().any(|process| is_one(&process)))
+}
+
+/// The larger of two devices' `rp_filter`: that is the one in force where one of them is `all`.
+fn effective_rp_filter(a: &str, b: &str) -> Option<u8> {
+    let own = |name: &str| number(&format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"));
+    Some(own(a)?.max(own(b)?))
+}
+
+fn check_facts(survey: &Survey) -> CheckFacts {
+    let mut devices: Vec<&str> =
+        survey.paths.iter().filter_map(|path| path.interface.as_deref()).collect();
+    devices.sort_unstable();
+    devices.dedup();
+    let way = |device: &str| Some((device.to_owned(), effective_rp_filter("all", device)?));
+    let read = |name: &str| fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).ok();
+    let range = read("ip_local_port_range");
+    let mut bounds = range.iter().flat_map(|text| text.split_whitespace()).flat_map(str::parse);
+    let reserved = read("ip_local_reserved_ports").unwrap_or_default();
+    // `8080,9000-9010`
+    let span = |text: &str| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        Some((first.parse().ok()?, last.parse().ok()?))
+    };
+    CheckFacts {
+        ways: devices.into_iter().filter_map(way).collect(),
+        local_ports: bounds.next().zip(bounds.next()),
+        reserved_ports: reserved.trim().split(',').filter_map(span).collect(),
     }
 }
 

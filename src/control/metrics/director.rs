@@ -1,15 +1,27 @@
-//! The director as a whole, its worker and its flow table.
+//! The director as a whole, its workers and their flow tables.
 
 use super::Reading;
 use super::families::{Families, Label, alone};
-use crate::control::admin::api::{Drop, FlowsView, Status};
+use crate::control::admin::api::{FlowsView, Status, VipView, WorkerView};
 use crate::dataplane::conntrack::Class;
 use crate::dataplane::counters::WorkerReading;
-use crate::io::IoCounters;
 use std::fmt;
 
-/// The label of what one worker counts. There is one worker.
-const WORKER: [Label<'static>; 1] = [("worker", "0")];
+/// A worker and its number as text.
+struct Worker<'a> {
+    number: String,
+    view: &'a WorkerView,
+}
+
+impl Worker<'_> {
+    /// The label of what it counts.
+    fn label(&self) -> Label<'_> {
+        ("worker", &self.number)
+    }
+}
+
+/// A family of which each worker has a series: name, help, and what a worker's value is.
+type PerWorker = (&'static str, &'static str, fn(&WorkerView) -> u64);
 
 pub(super) fn encode(reading: &Reading, families: &mut Families<'_>) -> fmt::Result {
     let Status {
@@ -27,22 +39,27 @@ pub(super) fn encode(reading: &Reading, families: &mut Families<'_>) -> fmt::Res
         engine,
         engine_reason,
         ring,
-        io,
-        last_send_error,
+        steering,
         max_connections,
         active,
         inactive,
-        flows,
         adopted,
-        totals,
-        // The sum over the reasons.
-        dropped: _,
         ledger_balances,
-        worker_silence_ms,
+        workers,
+        vips,
+        // Sums over the workers and the reasons, and the longest silence.
+        io: _,
+        last_send_error: _,
+        flows: _,
+        totals: _,
+        dropped: _,
+        worker_silence_ms: _,
         // Counted by where they were seen; their words are for people.
         warnings: _,
         conditions: _,
     } = &reading.status;
+    let workers: Vec<Worker<'_>> =
+        workers.iter().map(|view| Worker { number: view.worker.to_string(), view }).collect();
     families.info(
         "adit_build_info",
         "The version that runs.",
@@ -81,20 +98,25 @@ pub(super) fn encode(reading: &Reading, families: &mut Families<'_>) -> fmt::Res
             ([("source", seen.name()), ("severity", severity.name())], *count)
         }),
     )?;
-    ledger(totals, *ledger_balances, &reading.drops.drops, families)?;
-    worker(totals, families)?;
+    ledger(&workers, *ledger_balances, families)?;
+    totals(&workers, families)?;
     families.gauge(
         "adit_worker_silence_seconds",
         "Time since the worker said that it is alive, which it does every 50 ms.",
-        [(WORKER, seconds(*worker_silence_ms))],
+        workers.iter().map(|worker| ([worker.label()], seconds(worker.view.silence_ms))),
     )?;
     families.info(
         "adit_engine_info",
-        "How the worker reads the TAP, why so, and how the kernel runs its ring.",
-        [[("worker", "0"), ("engine", engine.as_str()), ("reason", engine_reason), ("ring", ring)]],
+        "How workers read the TAP, why so, and how the kernel runs their rings.",
+        [[("engine", engine.as_str()), ("reason", engine_reason), ("ring", ring)]],
     )?;
-    engine_counters(io, last_send_error.as_deref(), families)?;
-    flow_table(*max_connections, *flows, families)?;
+    families.info(
+        "adit_steering_info",
+        "How packets are shared out among the workers, and why so where it is not by flow.",
+        [[("steering", steering.as_str())]],
+    )?;
+    engine_counters(&workers, families)?;
+    flow_table(*max_connections, &workers, families)?;
     families.gauge(
         "adit_connections",
         "Connections of all services as ipvsadm counts them: active ones are established.",
@@ -104,223 +126,261 @@ pub(super) fn encode(reading: &Reading, families: &mut Families<'_>) -> fmt::Res
         "adit_adopted_flows",
         "Flows that the director took over from the process before, when it started.",
         alone(*adopted),
+    )?;
+    announcements(vips, families)
+}
+
+/// VIPs that their routes announce.
+fn announcements(vips: &[VipView], families: &mut Families<'_>) -> fmt::Result {
+    let mut named = Vec::new();
+    for VipView { vip, announced, reason, withdrawals } in vips {
+        named.push((vip.to_string(), *announced, reason.as_deref(), *withdrawals));
+    }
+    families.gauge(
+        "adit_vip_announced",
+        "Whether the VIP is announced by its route (`announce = \"route\"`): 0 while it is withdrawn.",
+        named.iter().map(|(vip, announced, ..)| ([("vip", vip.as_str())], u64::from(*announced))),
+    )?;
+    families.info(
+        "adit_vip_withdrawn_info",
+        "Why a VIP is withdrawn, while it is.",
+        named.iter().filter_map(|(vip, _, reason, _)| {
+            Some([("vip", vip.as_str()), ("reason", (*reason)?)])
+        }),
+    )?;
+    families.counter(
+        "adit_vip_withdrawals_total",
+        "Times that a VIP was withdrawn.",
+        named.iter().map(|(vip, .., count)| ([("vip", vip.as_str())], *count)),
     )
 }
 
-/// The terms of the ledger: received = forwarded + replied + passed + held + in flight + dropped.
-fn ledger(
-    totals: &WorkerReading,
-    balances: bool,
-    drops: &[Drop],
+/// Families of counters, with a series for each worker.
+fn counters(
+    workers: &[Worker<'_>],
+    list: &[PerWorker],
     families: &mut Families<'_>,
 ) -> fmt::Result {
-    // The other fields are those of `worker`.
-    let WorkerReading { received, forwarded, replied, passed, held, in_flight, .. } = *totals;
-    for (name, help, value) in [
-        ("adit_received_packets_total", "Frames handed to the core.", received),
-        (
-            "adit_forwarded_packets_total",
-            "Packets whose send to a real server completed.",
-            forwarded,
-        ),
-        ("adit_replied_packets_total", "Packets that Adit answered itself.", replied),
-        ("adit_passed_packets_total", "Frames left to the kernel.", passed),
-    ] {
-        families.counter(name, help, [(WORKER, value)])?;
+    for (name, help, value) in list {
+        let series = workers.iter().map(|worker| ([worker.label()], value(worker.view)));
+        families.counter(name, help, series)?;
     }
-    for (name, help, value) in [
-        ("adit_held_packets", "Fragments that wait for the first one of their datagram.", held),
-        ("adit_in_flight_packets", "Packets whose send has not completed.", in_flight),
-    ] {
-        families.gauge(name, help, [(WORKER, value)])?;
+    Ok(())
+}
+
+/// The terms of the ledger: received + taken over = forwarded + replied + passed + handed over +
+/// held + in flight + dropped.
+fn ledger(workers: &[Worker<'_>], balances: bool, families: &mut Families<'_>) -> fmt::Result {
+    let list: [PerWorker; 6] = [
+        ("adit_received_packets_total", "Frames handed to the core.", |w| w.totals.received),
+        (
+            "adit_taken_over_packets_total",
+            "Frames that other workers received and handed over to this one.",
+            |w| w.totals.taken_over,
+        ),
+        ("adit_forwarded_packets_total", "Packets whose send to a real server completed.", |w| {
+            w.totals.forwarded
+        }),
+        ("adit_replied_packets_total", "Packets that Adit answered itself.", |w| w.totals.replied),
+        ("adit_passed_packets_total", "Frames left to the kernel.", |w| w.totals.passed),
+        (
+            "adit_handed_over_packets_total",
+            "Frames handed over to the worker that has their flow.",
+            |w| w.totals.handed_over,
+        ),
+    ];
+    counters(workers, &list, families)?;
+    let list: [PerWorker; 2] = [
+        ("adit_held_packets", "Fragments that wait for the first one of their datagram.", |w| {
+            w.totals.held
+        }),
+        ("adit_in_flight_packets", "Packets whose send has not completed.", |w| w.totals.in_flight),
+    ];
+    for (name, help, value) in list {
+        let series = workers.iter().map(|worker| ([worker.label()], value(worker.view)));
+        families.gauge(name, help, series)?;
     }
     families.counter(
         "adit_dropped_packets_total",
         "Packets dropped, by reason: `adit drops --all` says what each means.",
-        drops.iter().map(|drop| ([WORKER[0], ("reason", drop.reason.as_str())], drop.count)),
+        workers.iter().flat_map(|worker| {
+            let dropped = worker.view.dropped.iter();
+            dropped.map(|(reason, count)| ([worker.label(), ("reason", reason.as_str())], *count))
+        }),
     )?;
     families.gauge(
         "adit_ledger_balances",
-        "Whether received = forwarded + replied + passed + held + in flight + dropped held when \
-         it was looked at: 1 if so. Under load a look may fall in between.",
+        "Whether received + taken over = forwarded + replied + passed + handed over + held + in \
+         flight + dropped held for every worker when it was looked at: 1 if so. Under load a look \
+         may fall in between.",
         alone(u64::from(balances)),
     )
 }
 
-/// What else a worker counts.
-fn worker(totals: &WorkerReading, families: &mut Families<'_>) -> fmt::Result {
-    let WorkerReading {
-        received: _,
-        forwarded: _,
-        replied: _,
-        passed: _,
-        held: _,
-        in_flight: _,
-        received_bytes,
-        output_packets,
-        output_failed,
-        scheduled,
-        persisted,
-        rederived,
-        untracked,
-        evicted_half_open,
-        evicted_unproven,
-        resets_sent,
-        fragmented,
-        too_big_sent,
-        path_mtu_updates,
-        tunnel_unreachable,
-        tunnel_time_exceeded,
-        tunnel_parameter_problem,
-        icmp_forwarded,
-        neighbour_answers,
-        address_conflicts,
-        echo_answers,
-        events_lost,
-    } = *totals;
-    for (name, help, value) in [
+/// What else workers count.
+fn totals(workers: &[Worker<'_>], families: &mut Families<'_>) -> fmt::Result {
+    let list: [PerWorker; 19] = [
         (
             "adit_received_bytes_total",
             "Bytes of IP packets received from clients for forwarding.",
-            received_bytes,
+            |w| w.totals.received_bytes,
         ),
         (
             "adit_output_packets_total",
             "Outer packets sent; a packet that is fragmented sends several.",
-            output_packets,
+            |w| w.totals.output_packets,
         ),
         (
             "adit_output_failed_packets_total",
             "Outer packets beyond the first of their input that could not be sent.",
-            output_failed,
+            |w| w.totals.output_failed,
         ),
-        ("adit_scheduled_flows_total", "New flows placed by their scheduler.", scheduled),
-        ("adit_persisted_flows_total", "New flows placed by persistence.", persisted),
+        ("adit_scheduled_flows_total", "New flows placed by their scheduler.", |w| {
+            w.totals.scheduled
+        }),
+        ("adit_persisted_flows_total", "New flows placed by persistence.", |w| w.totals.persisted),
         (
             "adit_rederived_flows_total",
             "Flows met in their middle and given to their first configured candidate.",
-            rederived,
+            |w| w.totals.rederived,
         ),
         (
             "adit_untracked_packets_total",
             "Packets forwarded by hash without an entry: the table was full of established flows.",
-            untracked,
+            |w| w.totals.untracked,
         ),
-        (
-            "adit_resets_sent_total",
-            "Resets sent to clients for segments of unknown flows.",
-            resets_sent,
-        ),
+        ("adit_resets_sent_total", "Resets sent to clients for segments of unknown flows.", |w| {
+            w.totals.resets_sent
+        }),
         (
             "adit_fragmented_packets_total",
             "Packets that did not fit a tunnel and were fragmented outside.",
-            fragmented,
+            |w| w.totals.fragmented,
         ),
         (
             "adit_too_big_sent_total",
             "Fragmentation-needed and packet-too-big messages sent to clients.",
-            too_big_sent,
+            |w| w.totals.too_big_sent,
         ),
         (
             "adit_path_mtu_updates_total",
             "ICMP errors about outer packets that changed a path MTU.",
-            path_mtu_updates,
+            |w| w.totals.path_mtu_updates,
         ),
         (
             "adit_icmp_forwarded_total",
             "ICMP errors of the clients' paths given to the real server that owns the flow.",
-            icmp_forwarded,
+            |w| w.totals.icmp_forwarded,
         ),
         (
             "adit_neighbour_answers_total",
             "ARP requests and neighbour solicitations answered.",
-            neighbour_answers,
+            |w| w.totals.neighbour_answers,
         ),
         (
             "adit_address_conflicts_total",
             "Times that another host on the link answered for a VIP.",
-            address_conflicts,
+            |w| w.totals.address_conflicts,
         ),
-        ("adit_echo_answers_total", "Echo requests answered.", echo_answers),
+        ("adit_echo_answers_total", "Echo requests answered.", |w| w.totals.echo_answers),
+        (
+            "adit_probe_packets_total",
+            "Packets of the director's own health checks, sent to the real server they are about; \
+             they are in no figure of a service.",
+            |w| w.totals.probe_packets,
+        ),
+        (
+            "adit_untracked_half_open_packets_total",
+            "SYNs forwarded by hash without an entry: their service had as many half-open flows as it \
+             may, and none was found that could give way.",
+            |w| w.totals.untracked_half_open,
+        ),
+        (
+            "adit_gave_way_flows_total",
+            "Half-open flows that gave way to newer ones: their service had as many as it may.",
+            |w| w.totals.gave_way,
+        ),
         (
             "adit_events_lost_total",
             "Events for control that found the queue full: each may cost a persistence entry.",
-            events_lost,
+            |w| w.totals.events_lost,
         ),
-    ] {
-        families.counter(name, help, [(WORKER, value)])?;
-    }
+    ];
+    counters(workers, &list, families)?;
     families.counter(
         "adit_evicted_flows_total",
         "Flows evicted for newer ones, by class. Established ones never are.",
-        [(Class::HalfOpen, evicted_half_open), (Class::Unproven, evicted_unproven)]
-            .map(|(class, count)| ([WORKER[0], ("class", class.name())], count)),
+        workers.iter().flat_map(|worker| {
+            let WorkerReading { evicted_half_open, evicted_unproven, .. } = worker.view.totals;
+            [(Class::HalfOpen, evicted_half_open), (Class::Unproven, evicted_unproven)]
+                .map(|(class, count)| ([worker.label(), ("class", class.name())], count))
+        }),
     )?;
     families.counter(
         "adit_tunnel_errors_total",
         "Authentic ICMP errors about outer packets, other than those about their size.",
-        [
-            ("unreachable", tunnel_unreachable),
-            ("time_exceeded", tunnel_time_exceeded),
-            ("parameter_problem", tunnel_parameter_problem),
-        ]
-        .map(|(kind, count)| ([WORKER[0], ("kind", kind)], count)),
+        workers.iter().flat_map(|worker| {
+            let totals = &worker.view.totals;
+            [
+                ("unreachable", totals.tunnel_unreachable),
+                ("time_exceeded", totals.tunnel_time_exceeded),
+                ("parameter_problem", totals.tunnel_parameter_problem),
+            ]
+            .map(|(kind, count)| ([worker.label(), ("kind", kind)], count))
+        }),
     )
 }
 
-fn engine_counters(
-    io: &IoCounters,
-    last_send_error: Option<&str>,
-    families: &mut Families<'_>,
-) -> fmt::Result {
-    let IoCounters { batches, tap_frames, source_frames, source_errors, out_of_slots, armed } = *io;
-    for (name, help, value) in [
-        ("adit_io_batches_total", "Batches of completions.", batches),
-        ("adit_io_tap_frames_total", "Frames read from the TAP.", tap_frames),
+fn engine_counters(workers: &[Worker<'_>], families: &mut Families<'_>) -> fmt::Result {
+    let list: [PerWorker; 6] = [
+        ("adit_io_batches_total", "Batches of completions.", |w| w.io.batches),
+        ("adit_io_tap_frames_total", "Frames read from the TAP.", |w| w.io.tap_frames),
         (
             "adit_io_source_frames_total",
             "Frames from the sockets for neighbours and for errors about outer packets.",
-            source_frames,
+            |w| w.io.source_frames,
         ),
-        (
-            "adit_io_source_errors_total",
-            "Times that a receive socket reported an error.",
-            source_errors,
-        ),
+        ("adit_io_source_errors_total", "Times that a receive socket reported an error.", |w| {
+            w.io.source_errors
+        }),
         (
             "adit_io_out_of_slots_total",
             "Times that reading the TAP stopped because all buffers were in use.",
-            out_of_slots,
+            |w| w.io.out_of_slots,
         ),
-        ("adit_io_armed_total", "Times that the multishot read was armed.", armed),
-    ] {
-        families.counter(name, help, [(WORKER, value)])?;
-    }
+        ("adit_io_armed_total", "Times that the multishot read was armed.", |w| w.io.armed),
+    ];
+    counters(workers, &list, families)?;
     families.info(
         "adit_last_send_error_info",
         "The error of the last send that failed otherwise than by a full queue, if one ever did.",
-        last_send_error.map(|error| [WORKER[0], ("error", error)]),
+        workers.iter().filter_map(|worker| {
+            Some([worker.label(), ("error", worker.view.last_send_error.as_deref()?)])
+        }),
     )
 }
 
-fn flow_table(slots: u32, flows: FlowsView, families: &mut Families<'_>) -> fmt::Result {
+fn flow_table(slots: u32, workers: &[Worker<'_>], families: &mut Families<'_>) -> fmt::Result {
     families.gauge(
         "adit_flow_table_slots",
         "Flows that the table can hold (`max_connections`).",
         alone(slots),
     )?;
-    let FlowsView { half_open, unproven, established, closing_fin, closing_rst } = flows;
-    let by_class = [
-        (Class::HalfOpen, half_open),
-        (Class::Unproven, unproven),
-        (Class::Established, established),
-        (Class::ClosingFin, closing_fin),
-        (Class::ClosingRst, closing_rst),
-    ];
     families.gauge(
         "adit_flow_table_flows",
         "Flows in the table by class; those that have expired and wait to be swept are in.",
-        by_class.map(|(class, count)| ([WORKER[0], ("class", class.name())], count)),
+        workers.iter().flat_map(|worker| {
+            let FlowsView { half_open, unproven, established, closing_fin, closing_rst } =
+                worker.view.flows;
+            [
+                (Class::HalfOpen, half_open),
+                (Class::Unproven, unproven),
+                (Class::Established, established),
+                (Class::ClosingFin, closing_fin),
+                (Class::ClosingRst, closing_rst),
+            ]
+            .map(|(class, count)| ([worker.label(), ("class", class.name())], count))
+        }),
     )
 }
 

@@ -5,12 +5,17 @@ use super::Reading;
 use super::families::{Families, Label, alone};
 use crate::control::admin::api::{RealView, ServiceView};
 use std::fmt;
+use std::net::IpAddr;
 
 /// A real server in a service, with the text of its labels.
 struct Backend<'a> {
-    real: &'a RealView,
+    service: &'a ServiceView,
+    address: IpAddr,
+    active: u64,
+    inactive: u64,
+    weight: u64,
     vip: String,
-    address: String,
+    address_text: String,
     port: &'a str,
     protocol: String,
 }
@@ -18,13 +23,23 @@ struct Backend<'a> {
 impl<'a> Backend<'a> {
     fn new(service: &'a ServiceView, real: &'a RealView) -> Self {
         Backend {
-            real,
+            service,
+            address: real.address,
+            active: real.counters.active,
+            inactive: real.counters.inactive,
+            weight: real.weight.into(),
             vip: service.vip.to_string(),
-            address: real.address.to_string(),
+            address_text: real.address.to_string(),
             // IPVS writes 0 where a service has every port.
             port: if service.ports == "any" { "0" } else { &service.ports },
             protocol: service.protocol.to_uppercase(),
         }
+    }
+
+    fn add(&mut self, real: &RealView) {
+        self.active += real.counters.active;
+        self.inactive += real.counters.inactive;
+        self.weight += u64::from(real.weight);
     }
 
     /// The tunnel changes no ports, so the real server's is that of the VIP. There are no marks.
@@ -32,7 +47,7 @@ impl<'a> Backend<'a> {
         [
             ("local_address", &self.vip),
             ("local_port", self.port),
-            ("remote_address", &self.address),
+            ("remote_address", &self.address_text),
             ("remote_port", self.port),
             ("proto", &self.protocol),
             ("local_mark", ""),
@@ -73,25 +88,30 @@ pub(super) fn encode(reading: &Reading, families: &mut Families<'_>) -> fmt::Res
     }
     // IPVS forgets a service that was removed at once; here its connections end by themselves.
     let configured = reading.services.services.iter().filter(|service| service.configured);
-    let backends: Vec<Backend<'_>> = configured
-        .flat_map(|service| service.reals.iter().map(move |real| Backend::new(service, real)))
-        .collect();
-    type Take = fn(&RealView) -> u64;
+    let mut backends: Vec<Backend<'_>> = Vec::new();
+    for (service, real) in configured.flat_map(|s| s.reals.iter().map(move |real| (s, real))) {
+        // One that drains by another kind of tunnel than it has now is one of IPVS's with it.
+        match backends.last_mut() {
+            Some(last) if std::ptr::eq(last.service, service) && last.address == real.address => {
+                last.add(real);
+            }
+            _ => backends.push(Backend::new(service, real)),
+        }
+    }
+    type Take = fn(&Backend<'_>) -> u64;
     let gauges: [(&str, &str, Take); 3] = [
         ("node_ipvs_backend_connections_active", "Established flows of a real server.", |real| {
-            real.counters.active
+            real.active
         }),
         (
             "node_ipvs_backend_connections_inactive",
             "Flows of a real server that are half-open, unproven or closing.",
-            |real| real.counters.inactive,
+            |real| real.inactive,
         ),
-        ("node_ipvs_backend_weight", "Configured weight of a real server.", |real| {
-            u64::from(real.weight)
-        }),
+        ("node_ipvs_backend_weight", "Configured weight of a real server.", |real| real.weight),
     ];
     for (name, help, take) in gauges {
-        families.gauge(name, help, backends.iter().map(|b| (b.labels(), take(b.real))))?;
+        families.gauge(name, help, backends.iter().map(|b| (b.labels(), take(b))))?;
     }
     Ok(())
 }

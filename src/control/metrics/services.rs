@@ -1,6 +1,7 @@
 //! Services, their real servers, and the ways to these.
 
 use super::families::{Families, Label};
+use super::health;
 use crate::control::admin::api::{RealView, ServiceView};
 use crate::dataplane::counters::DestinationReading;
 use std::fmt;
@@ -34,9 +35,10 @@ impl<'a> Service<'a> {
         ]
     }
 
-    fn labels_of<'s>(&'s self, real: &'s Real<'_>) -> [Label<'s>; 5] {
+    fn labels_of<'s>(&'s self, real: &'s Real<'_>) -> [Label<'s>; 6] {
         let [service, vip, port, protocol] = self.labels();
-        [service, vip, port, protocol, ("real_server", &real.address)]
+        let [address, tunnel] = real.labels();
+        [service, vip, port, protocol, address, tunnel]
     }
 
     /// Real servers that may get new flows.
@@ -51,6 +53,7 @@ pub(super) fn encode(services: &[ServiceView], families: &mut Families<'_>) -> f
     of_services(&services, families)?;
     of_real_servers(&services, families)?;
     traffic(&services, families)?;
+    health::encode(each(&services), families)?;
     paths(&services, families)
 }
 
@@ -92,7 +95,7 @@ fn of_services(services: &[Service<'_>], families: &mut Families<'_>) -> fmt::Re
 /// Every real server with the labels of its service.
 fn each<'s>(
     services: &'s [Service<'_>],
-) -> impl Iterator<Item = ([Label<'s>; 5], &'s RealView)> + Clone {
+) -> impl Iterator<Item = ([Label<'s>; 6], &'s RealView)> + Clone {
     services.iter().flat_map(|s| s.reals.iter().map(move |real| (s.labels_of(real), real.view)))
 }
 
@@ -119,11 +122,11 @@ fn of_real_servers(services: &[Service<'_>], families: &mut Families<'_>) -> fmt
     )?;
     families.info(
         "adit_real_server_state_info",
-        "The state in force: up, overloaded (at its threshold), drained (weight 0), draining \
-         (taken out of the configuration) or cut.",
+        "The state in force: up, down or unchecked (by its checks), overloaded (at its threshold), \
+         drained (weight 0), draining (taken out of the configuration) or cut.",
         each(services).map(|(labels, real)| {
-            let [service, vip, port, protocol, address] = labels;
-            [service, vip, port, protocol, address, ("state", real.state.as_str())]
+            let [service, vip, port, protocol, address, tunnel] = labels;
+            [service, vip, port, protocol, address, tunnel, ("state", real.state.as_str())]
         }),
     )
 }
@@ -157,29 +160,31 @@ fn traffic(services: &[Service<'_>], families: &mut Families<'_>) -> fmt::Result
     Ok(())
 }
 
-/// The ways to real servers: one each, whatever the number of services they are in.
+/// The ways to real servers: one for each kind of tunnel, whatever the number of services they are in.
 fn paths(services: &[Service<'_>], families: &mut Families<'_>) -> fmt::Result {
     let mut reals: Vec<&Real<'_>> = services.iter().flat_map(|s| &s.reals).collect();
-    reals.sort_by_key(|real| real.view.address);
-    reals.dedup_by_key(|real| real.view.address);
+    reals.sort_by(|a, b| a.way().cmp(&b.way()));
+    reals.dedup_by(|a, b| a.way() == b.way());
     families.gauge(
         "adit_path_mtu_bytes",
         "Path MTU in force towards a real server, in bytes of the outer packet.",
-        reals.iter().map(|real| ([real.label()], real.view.path_mtu)),
+        reals.iter().map(|real| (real.labels(), real.view.path_mtu)),
     )?;
     families.gauge(
         "adit_link_mtu_bytes",
         "MTU of the way to a real server as far as this host knows; 0 where there is no way.",
-        reals.iter().map(|real| ([real.label()], real.view.link_mtu)),
+        reals.iter().map(|real| (real.labels(), real.view.link_mtu)),
     )?;
     let ways: Vec<Way> = reals.iter().map(|real| Way::of(real.view)).collect();
     families.info(
         "adit_egress_info",
-        "Who sends the packets to a real server: direct (Adit itself), kernel (with the reason) or \
-         none; and their outer source, device and next hop.",
+        "Who sends the packets to a real server: direct (Adit itself), kernel or none (with the \
+         reason); and their outer sources, device and next hop.",
         reals.iter().zip(&ways).map(|(real, way)| {
+            let [address, tunnel] = real.labels();
             [
-                real.label(),
+                address,
+                tunnel,
                 ("egress", way.egress.as_str()),
                 ("reason", way.reason.as_str()),
                 ("source", way.source.as_str()),
@@ -191,8 +196,13 @@ fn paths(services: &[Service<'_>], families: &mut Families<'_>) -> fmt::Result {
 }
 
 impl Real<'_> {
-    fn label(&self) -> Label<'_> {
-        ("real_server", &self.address)
+    fn labels(&self) -> [Label<'_>; 2] {
+        [("real_server", &self.address), ("tunnel", &self.view.tunnel)]
+    }
+
+    /// What makes its way another than that of others.
+    fn way(&self) -> (IpAddr, &str) {
+        (self.view.address, &self.view.tunnel)
     }
 }
 
@@ -215,12 +225,15 @@ impl Way {
             min_connections: _,
             state: _,
             counters: _,
+            tunnel: _,
             source,
+            more_sources,
             interface,
             next_hop,
             egress,
             link_mtu: _,
             path_mtu: _,
+            health: _,
         } = view;
         let address = |a: &Option<IpAddr>| a.map(|a| a.to_string()).unwrap_or_default();
         // `kernel (the reason)`, as people see it.
@@ -228,7 +241,12 @@ impl Way {
         Way {
             egress: egress.to_owned(),
             reason: reason.strip_suffix(')').unwrap_or(reason).to_owned(),
-            source: address(source),
+            source: source
+                .iter()
+                .chain(more_sources)
+                .map(IpAddr::to_string)
+                .collect::<Vec<_>>()
+                .join(","),
             interface: interface.clone().unwrap_or_default(),
             next_hop: address(next_hop),
         }

@@ -1,23 +1,28 @@
 //! The routes that bring a VIP's packets to the TAP, and those behind them.
 //!
-//! Each VIP has two: a host route to the TAP, and a blackhole route with the worst metric. The
+//! Each VIP, or prefix of them, has two: a route to the TAP, and a blackhole route with the worst metric. The
 //! first vanishes with the TAP, at whatever moment the director dies; then the second keeps the
 //! host from sending the VIP's packets back to the router they came from, which would return
 //! them, in circles.
 //!
-//! A clean stop removes both. After `kill -9` the blackhole routes stay, and the next start takes
+//! Where routes announce VIPs (`announce = "route"`), the first is there only while the VIP can
+//! serve, for a routing daemon to export. A third one then leads to the TAP as long as there is one:
+//! nearly the worst, so that a route which a daemon has learnt wins, and what still comes for
+//! a VIP that was withdrawn a moment ago is forwarded.
+//!
+//! A clean stop removes all. After `kill -9` the blackhole routes stay, and the next start takes
 //! them over, or removes those of VIPs that are no longer configured. Routes of others are never
 //! touched: ours carry a protocol number of their own.
 
-use super::routes::{family, full_length, ip, route_address};
+use super::routes::{family, ip, route_address};
 use super::{Netlink, NetlinkError};
+use crate::dataplane::vip_prefix::VipPrefix;
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use std::fmt;
-use std::net::IpAddr;
 
 /// `rtm_protocol` of Adit's routes: above 128 the numbers are free for anybody
 /// (`linux/rtnetlink.h`), and this one is in nobody's `rt_protos`.
@@ -25,22 +30,39 @@ pub const ROUTE_PROTOCOL: u8 = 173;
 
 /// Metric of the route to the TAP. IPv6 counts 0 as "not given" (and takes 1024), IPv4 as the
 /// best.
-const TAP_METRIC: u32 = 1;
+pub const TAP_METRIC: u32 = 1;
+/// Metric of the route to the TAP that is not announced: worse than those of routing daemons, better
+/// than nothing. (FRR reads the upper 8 bits as a distance, which is the worst then.)
+const RESERVE_METRIC: u32 = u32::MAX - 1;
 /// The worst metric there is.
 const BLACKHOLE_METRIC: u32 = u32::MAX;
 
 /// A route of ours, as found in the main table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VipRoute {
-    /// The VIP it is for.
-    pub vip: IpAddr,
+    /// The VIP or prefix it is for.
+    pub vip: VipPrefix,
     /// The TAP it leads to; `None` for the blackhole behind.
     pub tap: Option<u32>,
+    /// Whether it is the one that is not announced.
+    pub reserve: bool,
+}
+
+/// How a VIP is led to the TAP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leading {
+    /// Before all other ways; routes do not announce it.
+    First,
+    /// Before all other ways, which a routing daemon exports.
+    Announced,
+    /// Where there is no other way; a routing daemon exports nothing.
+    Reserve,
 }
 
 impl fmt::Display for VipRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.tap {
+            Some(_) if self.reserve => write!(f, "the route of {} in reserve", self.vip),
             Some(_) => write!(f, "the route of {} to the TAP", self.vip),
             None => write!(f, "the blackhole route of {}", self.vip),
         }
@@ -51,15 +73,32 @@ impl VipRoute {
     /// Both routes of a VIP, in the order in which they are made: first the one that is safe
     /// alone.
     #[must_use]
-    pub fn pair(vip: IpAddr, tap: u32) -> [VipRoute; 2] {
-        [VipRoute { vip, tap: None }, VipRoute { vip, tap: Some(tap) }]
+    pub fn pair(vip: VipPrefix, tap: u32) -> [VipRoute; 2] {
+        [None, Some(tap)].map(|tap| VipRoute { vip, tap, reserve: false })
+    }
+
+    /// All routes of a VIP that is led so, in the order in which they are made.
+    pub fn all(vip: VipPrefix, tap: u32, leading: Leading) -> impl Iterator<Item = VipRoute> {
+        let [behind, first] = Self::pair(vip, tap);
+        let reserve = VipRoute { reserve: true, ..first };
+        let reserve = (leading != Leading::First).then_some(reserve);
+        let first = (leading != Leading::Reserve).then_some(first);
+        [Some(behind), reserve, first].into_iter().flatten()
+    }
+
+    fn metric(self) -> u32 {
+        match (self.tap, self.reserve) {
+            (Some(_), false) => TAP_METRIC,
+            (Some(_), true) => RESERVE_METRIC,
+            (None, _) => BLACKHOLE_METRIC,
+        }
     }
 
     fn message(self) -> RouteMessage {
         let mut message = RouteMessage::default();
         message.header = RouteHeader {
-            address_family: family(self.vip),
-            destination_prefix_length: full_length(self.vip),
+            address_family: family(self.vip.address()),
+            destination_prefix_length: self.vip.length(),
             table: RouteHeader::RT_TABLE_MAIN,
             protocol: RouteProtocol::Other(ROUTE_PROTOCOL),
             scope: if self.tap.is_some() && self.vip.is_ipv4() {
@@ -70,9 +109,8 @@ impl VipRoute {
             kind: if self.tap.is_some() { RouteType::Unicast } else { RouteType::BlackHole },
             ..RouteHeader::default()
         };
-        let metric = if self.tap.is_some() { TAP_METRIC } else { BLACKHOLE_METRIC };
-        message.attributes.push(RouteAttribute::Destination(route_address(self.vip)));
-        message.attributes.push(RouteAttribute::Priority(metric));
+        message.attributes.push(RouteAttribute::Destination(route_address(self.vip.address())));
+        message.attributes.push(RouteAttribute::Priority(self.metric()));
         if let Some(tap) = self.tap {
             message.attributes.push(RouteAttribute::Oif(tap));
         }
@@ -87,9 +125,13 @@ impl Netlink {
     /// # Errors
     /// When the kernel refuses a route, or one of somebody else is in its place: the first of those,
     /// after everything else was done.
-    pub async fn set_vip_routes(&self, vips: &[IpAddr], tap: u32) -> Result<(), NetlinkError> {
+    pub async fn set_vip_routes(
+        &self,
+        vips: &[(VipPrefix, Leading)],
+        tap: u32,
+    ) -> Result<(), NetlinkError> {
         let present = self.vip_routes().await?;
-        let wanted: Vec<VipRoute> = vips.iter().flat_map(|vip| VipRoute::pair(*vip, tap)).collect();
+        let wanted = wanted(vips, tap);
         let mut done = Ok(());
         for route in wanted.iter().filter(|route| !present.contains(route)) {
             done = done.and(self.add_vip_route(*route, &present).await);
@@ -100,18 +142,26 @@ impl Netlink {
         done
     }
 
-    /// Routes of `vips` to `tap`, and those behind them, that are not there.
+    /// Routes of `vips` to `tap`, and those behind them, that are not there; and those that are and
+    /// should not be, since the VIP is withdrawn.
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub async fn missing_vip_routes(
+    pub async fn astray_vip_routes(
         &self,
-        vips: &[IpAddr],
+        vips: &[(VipPrefix, Leading)],
         tap: u32,
-    ) -> Result<Vec<VipRoute>, NetlinkError> {
+    ) -> Result<(Vec<VipRoute>, Vec<VipRoute>), NetlinkError> {
         let present = self.vip_routes().await?;
-        let wanted = vips.iter().flat_map(|vip| VipRoute::pair(*vip, tap));
-        Ok(wanted.filter(|route| !present.contains(route)).collect())
+        let mut wanted = wanted(vips, tap);
+        let withdrawn = |route: &VipRoute| {
+            route.tap == Some(tap)
+                && !wanted.contains(route)
+                && vips.contains(&(route.vip, Leading::Reserve))
+        };
+        let unwanted = present.iter().filter(|route| withdrawn(route)).copied().collect();
+        wanted.retain(|route| !present.contains(route));
+        Ok((wanted, unwanted))
     }
 
     /// Removes the routes of `vips`, first those to the TAP. The blackhole route behind another
@@ -119,10 +169,14 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses; routes that are gone already are no error.
-    pub async fn remove_vip_routes(&self, vips: &[IpAddr], tap: u32) -> Result<(), NetlinkError> {
+    pub async fn remove_vip_routes(
+        &self,
+        vips: &[VipPrefix],
+        tap: u32,
+    ) -> Result<(), NetlinkError> {
         let mut ours = stale(&self.vip_routes().await?, &[], tap);
         ours.retain(|route| vips.contains(&route.vip));
-        ours.sort_by_key(|route| route.tap.is_none());
+        ours.sort_by_key(|route| (route.tap.is_none(), route.reserve));
         for route in ours {
             self.remove_vip_route(route).await?;
         }
@@ -137,16 +191,18 @@ impl Netlink {
         self.main_table(Some(RouteProtocol::Other(ROUTE_PROTOCOL)), ours).await
     }
 
-    /// Addresses for which somebody else has put a host route into the main table.
+    /// Addresses and prefixes for which somebody else has put a route into the main table, with
+    /// `worst` as its metric or a better one.
     ///
     /// # Errors
     /// When the kernel does not answer.
-    pub async fn foreign_host_routes(&self) -> Result<Vec<IpAddr>, NetlinkError> {
+    pub async fn foreign_routes(&self, worst: u32) -> Result<Vec<VipPrefix>, NetlinkError> {
         let foreign = |message: &RouteMessage| {
             let protocol = message.header.protocol;
             // The kernel's own are those of addresses, which are looked at elsewhere.
             let not_theirs = [RouteProtocol::Other(ROUTE_PROTOCOL), RouteProtocol::Kernel];
-            host_route(message).filter(|_| !not_theirs.contains(&protocol))
+            let counts = !not_theirs.contains(&protocol) && metric(message) <= worst;
+            destination(message).filter(|_| counts)
         };
         self.main_table(None, foreign).await
     }
@@ -194,11 +250,11 @@ impl Netlink {
         route: VipRoute,
         present: &[VipRoute],
     ) -> Result<(), NetlinkError> {
-        let VipRoute { vip, tap } = route;
+        let VipRoute { vip, tap, .. } = route;
         self.handle.route().add(route.message()).execute().await.map_err(|error| {
             let error = NetlinkError::request(format!("cannot add a route for {vip}"), error);
             if error.errno() == Some(libc::EEXIST) {
-                let metric = if tap.is_some() { TAP_METRIC } else { BLACKHOLE_METRIC };
+                let metric = route.metric();
                 let other = |r: &VipRoute| r.vip == vip && r.tap.is_some() && r.tap != tap;
                 let what = if present.iter().any(other) {
                     format!(
@@ -233,6 +289,11 @@ impl Netlink {
     }
 }
 
+/// All routes of VIPs that are led so.
+fn wanted(vips: &[(VipPrefix, Leading)], tap: u32) -> Vec<VipRoute> {
+    vips.iter().flat_map(|(vip, leading)| VipRoute::all(*vip, tap, *leading)).collect()
+}
+
 /// What is left over: our TAP's routes that nobody wants, and blackhole routes of VIPs that are
 /// neither ours nor (a second director on this host) somebody's with a TAP.
 fn stale(present: &[VipRoute], wanted: &[VipRoute], tap: u32) -> Vec<VipRoute> {
@@ -254,16 +315,24 @@ fn ours(message: &RouteMessage) -> Option<VipRoute> {
     });
     // IPv6 shows blackhole routes with the loopback device.
     let tap = if message.header.kind == RouteType::BlackHole { None } else { oif };
-    Some(VipRoute { vip: host_route(message)?, tap })
+    let reserve = tap.is_some() && metric(message) == RESERVE_METRIC;
+    Some(VipRoute { vip: destination(message)?, tap, reserve })
 }
 
-/// The address of a route to one host.
-fn host_route(message: &RouteMessage) -> Option<IpAddr> {
+/// The metric of a route; IPv4 does not show the best one.
+fn metric(message: &RouteMessage) -> u32 {
+    let metric = message.attributes.iter().find_map(|attribute| {
+        if let RouteAttribute::Priority(metric) = attribute { Some(*metric) } else { None }
+    });
+    metric.unwrap_or(0)
+}
+
+/// What a route leads to; `None` for a default route, which names no destination.
+fn destination(message: &RouteMessage) -> Option<VipPrefix> {
     let destination = message.attributes.iter().find_map(|attribute| {
         if let RouteAttribute::Destination(address) = attribute { ip(address) } else { None }
     })?;
-    let whole = full_length(destination) == message.header.destination_prefix_length;
-    whole.then_some(destination)
+    Some(VipPrefix::holding(destination, message.header.destination_prefix_length))
 }
 
 #[cfg(test)]
@@ -272,10 +341,10 @@ mod tests {
 
     #[test]
     fn only_what_is_ours_and_unwanted_is_stale() {
-        let vip = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let vip = |last: u8| VipPrefix::host(std::net::IpAddr::from([192, 0, 2, last]));
         let wanted = VipRoute::pair(vip(1), 7);
-        let leftover = VipRoute { vip: vip(2), tap: None };
-        let old = VipRoute { vip: vip(3), tap: Some(7) };
+        let leftover = VipRoute { vip: vip(2), tap: None, reserve: false };
+        let old = VipRoute { vip: vip(3), tap: Some(7), reserve: false };
         let other_director = VipRoute::pair(vip(4), 9);
         let mut present = vec![wanted[0], wanted[1], leftover, old];
         present.extend(other_director);

@@ -85,6 +85,16 @@ impl XfrmPolicies {
             .map_err(|source| NetlinkError::new("cannot read IPsec policies", source))
     }
 
+    /// Whether a policy might concern any packet to `destination`, whoever sent it.
+    #[must_use]
+    pub fn concern_any(&self, destination: IpAddr, interface: u32) -> bool {
+        self.blocks_by_default
+            || self.selectors.iter().any(|s| {
+                contains(s.destination, destination)
+                    && (s.interface == 0 || s.interface == interface)
+            })
+    }
+
     /// Whether a policy might concern tunnel packets from `source` to `destination`. Where the
     /// source is not known yet, every policy's source matches.
     #[must_use]
@@ -222,6 +232,18 @@ fn contains((network, length): (IpAddr, u8), address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
+impl XfrmPolicies {
+    /// One for packets of a protocol (0: any) to one address.
+    pub(super) fn for_tests(destination: IpAddr, protocol: u8) -> Self {
+        let source = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        let length = if destination.is_ipv4() { 32 } else { 128 };
+        let destination = (destination, length);
+        let selectors = vec![Selector { destination, source, protocol, interface: 0 }];
+        XfrmPolicies { selectors, blocks_by_default: false }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -242,6 +264,8 @@ mod tests {
         // One for TCP alone leaves tunnel packets in peace.
         assert!(!policies("10.20.0.0", 16, 6).concern(None, to("10.20.3.4"), &[4, 41], 2));
         assert!(policies("10.20.0.0", 16, 41).concern(None, to("10.20.3.4"), &[4, 41], 2));
+        assert!(policies("10.20.0.0", 16, 6).concern_any(to("10.20.3.4"), 2));
+        assert!(!policies("10.20.0.0", 16, 6).concern_any(to("10.21.3.4"), 2));
         let all = XfrmPolicies { blocks_by_default: true, ..XfrmPolicies::default() };
         assert!(all.concern(None, to("192.0.2.1"), &[4], 2));
     }

@@ -19,7 +19,7 @@ pub use state::{Class, Observation, Observed, Progress, TcpSegment, Ticks, Timeo
 pub use sweep::SWEEP_BUDGET;
 
 use crate::dataplane::{
-    ids::{DestinationId, RealId},
+    ids::{DESTINATION_CAPACITY, DestinationId, RealId},
     queues::Queues,
     slot_index::SlotIndex,
     time::Time,
@@ -40,8 +40,23 @@ enum List {
 
 /// Number of lists.
 const LISTS: usize = 4;
-/// In this order flows are evicted.
+/// In this order flows are evicted, by and large.
 const EVICTION_ORDER: [List; 3] = [List::HalfOpen, List::Unproven, List::Closing];
+
+/// Half-open flows that are looked at for one that can give way: where one service is flooded, most are
+/// its own, and the first will do. Each may be a cache miss, some 3 µs together.
+pub const HALF_OPEN_LOOKS: usize = 32;
+
+/// A handshake is over within a round trip; a second is more than any path takes, and the time after
+/// which a SYN is sent again.
+const HANDSHAKE: Ticks = Ticks(16);
+/// How long a closing flow must have been silent to go before a young half-open one. Four
+/// retransmissions fit (0.2, 0.4, 0.8 and 1.6 s apart), so what is still to be acknowledged has been. One
+/// whose client's FIN was forged comes back as established with its next byte, unless it is idle, and
+/// would be forgotten after `tcp_fin` in any case.
+const SILENCE: Ticks = Ticks(5 * 16);
+/// Closing flows that are looked at for one that is silent: the oldest nearly always is, or none.
+const CLOSING_LOOKS: usize = 4;
 
 /// A flow found in the table. Valid until the table's next `insert`, `remove` or `sweep`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,6 +105,8 @@ pub enum EndReason {
     Evicted,
     /// A new flow with the same key took its place.
     Replaced,
+    /// Half-open, and its service had as many of these as it may: it gave way to a newer one.
+    GaveWay,
     /// Taken out by name.
     Removed,
 }
@@ -157,6 +174,8 @@ pub struct FlowTable<S> {
     index: SlotIndex,
     ages: Queues,
     counts: ClassCounts,
+    /// Half-open flows by destination.
+    half_open: Box<[u32]>,
     /// Where the sweep goes on.
     hand: u32,
     /// When it last was due.
@@ -186,6 +205,7 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
             index: SlotIndex::new(capacity),
             ages: Queues::new(capacity, LISTS),
             counts: ClassCounts::default(),
+            half_open: vec![0; DESTINATION_CAPACITY].into(),
             hand: 0,
             swept: Time::ZERO,
         }
@@ -295,10 +315,34 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
         }
         if let Some(from) = from {
             self.ages.unlink(from as usize, slot);
+            if from == List::HalfOpen {
+                self.count_half_open(self.slot(slot).destination(), u32::wrapping_sub);
+            }
         }
         if let Some(to) = to {
             self.ages.push(to as usize, slot);
         }
+    }
+
+    fn count_half_open(&mut self, destination: DestinationId, step: fn(u32, u32) -> u32) {
+        if let Some(count) = self.half_open.get_mut(destination.index()) {
+            *count = step(*count, 1);
+        }
+    }
+
+    /// Half-open flows to any of these destinations.
+    pub fn half_open_to(&self, destinations: &[DestinationId]) -> u32 {
+        destinations.iter().filter_map(|id| self.half_open.get(id.index())).sum()
+    }
+
+    /// Takes out the oldest half-open flow to any of these destinations, unless more than
+    /// [`HALF_OPEN_LOOKS`] flows to others are older.
+    pub fn give_way(&mut self, now: Time, destinations: &[DestinationId]) -> Option<Ended> {
+        let oldest = self.ages.oldest(List::HalfOpen as usize);
+        let victim = std::iter::successors(oldest, |&slot| self.ages.next(slot))
+            .take(HALF_OPEN_LOOKS)
+            .find(|&slot| destinations.contains(&self.slot(slot).destination()))?;
+        Some(self.end(victim, now, EndReason::GaveWay))
     }
 
     /// Whether a new flow finds a place, if need be that of one that is not established.
@@ -307,9 +351,28 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
         lists.copied().any(|list| self.ages.oldest(list as usize).is_some())
     }
 
+    /// The flow that goes for another when there is no room: the oldest half-open one, else the
+    /// oldest unproven, else the oldest that is closing. But a handshake that may just be under way
+    /// does not go for a session that has said goodbye and been silent since: such ones would fill
+    /// what established flows leave, minutes after minutes, and keep every newcomer out.
+    fn victim(&self, now: Time) -> Option<u32> {
+        let now = Ticks::at(now);
+        let half_open = self.ages.oldest(List::HalfOpen as usize);
+        let is_old = |&slot: &u32| now.since(self.slot(slot).progress().created) >= HANDSHAKE;
+        let left = || {
+            let closing = self.ages.oldest(List::Closing as usize);
+            std::iter::successors(closing, |&slot| self.ages.next(slot))
+                .take(CLOSING_LOOKS)
+                .find(|&slot| now.since(self.slot(slot).progress().last_seen) >= SILENCE)
+        };
+        half_open
+            .filter(is_old)
+            .or_else(left)
+            .or_else(|| EVICTION_ORDER.iter().find_map(|&list| self.ages.oldest(list as usize)))
+    }
+
     /// Enters a flow that begins with `observation`. A flow with the same key is replaced. When
-    /// there is no room, the oldest half-open flow goes, else the oldest unproven, else the oldest
-    /// that is closing.
+    /// there is no room, another goes that is not established.
     ///
     /// # Errors
     /// [`TableFull`] when every flow in the table is established.
@@ -324,11 +387,7 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
         let ended = match same {
             Some(slot) => Some(self.end(slot, now, EndReason::Replaced)),
             None if self.ages.oldest(List::Free as usize).is_some() => None,
-            None => {
-                let victim =
-                    EVICTION_ORDER.iter().find_map(|&list| self.ages.oldest(list as usize));
-                Some(self.end(victim.ok_or(TableFull)?, now, EndReason::Evicted))
-            }
+            None => Some(self.end(self.victim(now).ok_or(TableFull)?, now, EndReason::Evicted)),
         };
         let record = FlowRecord {
             key: flow.key,
@@ -354,6 +413,9 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
     fn enlist(&mut self, slot: u32, progress: &Progress) {
         if let Some(list) = list_of(progress.class, progress.proven) {
             self.ages.push(list as usize, slot);
+            if list == List::HalfOpen {
+                self.count_half_open(self.slot(slot).destination(), u32::wrapping_add);
+            }
         }
         self.counts.add(progress.class);
     }
@@ -372,6 +434,9 @@ impl<S: AsRef<[Slot]>> FlowTable<S> {
         debug_assert!(was_indexed, "an occupied slot is in the index");
         if let Some(list) = list_of(record.progress.class, record.progress.proven) {
             self.ages.unlink(list as usize, slot);
+            if list == List::HalfOpen {
+                self.count_half_open(record.destination, u32::wrapping_sub);
+            }
         }
         self.counts.take(record.progress.class);
         self.slot(slot).clear();

@@ -96,13 +96,24 @@ impl Model {
         self.epoch << 40 | 1 << 33 | self.clock
     }
 
-    /// Ranks that the table may take as its next victim.
-    fn victims(&self) -> HashSet<FlowKey> {
+    /// Flows that the table may take as its next victim.
+    fn victims(&self, now: Time) -> HashSet<FlowKey> {
+        let now = Ticks::at(now);
         let of = |list| self.flows.values().filter(move |entry| entry.list() == Some(list));
         let list = EVICTION_ORDER.into_iter().find(|&list| of(list).next().is_some());
         let Some(list) = list else { return HashSet::new() };
         let oldest = of(list).map(|entry| entry.rank).min();
-        of(list).filter(|entry| Some(entry.rank) == oldest).map(|entry| entry.record.key).collect()
+        let is_oldest = |entry: &&Entry| Some(entry.rank) == oldest;
+        let age = |entry: &Entry| now.since(entry.record.progress.created);
+        let begun_long_ago = |entry: &Entry| age(entry) >= HANDSHAKE;
+        let mut victims: HashSet<FlowKey> =
+            of(list).filter(is_oldest).map(|entry| entry.record.key).collect();
+        if list != List::HalfOpen || !of(list).filter(is_oldest).all(begun_long_ago) {
+            // Of several silent ones it takes the oldest, if it looks so far.
+            let silent = |entry: &&Entry| now.since(entry.record.progress.last_seen) >= SILENCE;
+            victims.extend(of(List::Closing).filter(silent).map(|entry| entry.record.key));
+        }
+        victims
     }
 
     fn check_against(&self, table: &FlowTable<Arc<[Slot]>>, now: Time) {
@@ -117,6 +128,12 @@ impl Model {
         for class in Class::ALL {
             let expected = self.flows.values().filter(|e| e.record.progress.class == class).count();
             assert_eq!(table.counts().of(class) as usize, expected, "{class:?}");
+        }
+        for destination in self.flows.values().map(|entry| entry.record.destination) {
+            let half_open = self.flows.values().filter(|entry| {
+                entry.record.destination == destination && entry.list() == Some(List::HalfOpen)
+            });
+            assert_eq!(table.half_open_to(&[destination]) as usize, half_open.count());
         }
         let read: HashSet<FlowKey> =
             table.slots.iter().filter_map(|slot| slot.read().unwrap()).map(|r| r.key).collect();
@@ -181,7 +198,7 @@ fn packet(
             return;
         }
     }
-    let victims = model.victims();
+    let victims = model.victims(now);
     let full = model.flows.len() == table.capacity();
     let same = model.flows.get(&key(number)).map(|entry| entry.record);
     match table.insert(now, &new_flow(number), &timeouts, observation) {
@@ -272,6 +289,38 @@ proptest! {
         }
         prop_assert_eq!(establish(&mut table, now, 1000), Err(TableFull));
     }
+}
+
+/// A session that is established, and over at `now` plus two seconds.
+fn close(table: &mut FlowTable<Arc<[Slot]>>, now: Time, number: u32) {
+    establish(table, now, number).unwrap();
+    let flow = table.lookup(now, &key(number)).unwrap();
+    let _ = table.observe(flow, now + Duration::from_secs(2), &Timeouts::default(), &fin());
+}
+
+#[test]
+fn a_handshake_under_way_outlives_sessions_that_are_over_and_not_those_that_say_more() {
+    let timeouts = Timeouts::default();
+    let begin = |table: &mut FlowTable<Arc<[Slot]>>, now, number| {
+        table.insert(now, &new_flow(number), &timeouts, &syn()).unwrap().ended.map(|e| e.record.key)
+    };
+    let start = Time(5_000_000_000);
+    let at = |seconds: f64| start + Duration::from_secs_f64(seconds);
+    let mut table = FlowTable::new(slots(5), SEED);
+    for number in 0..3 {
+        close(&mut table, start, number);
+    }
+    // The oldest is still acknowledging what the server sends.
+    let flow = table.lookup(at(6.5), &key(0)).unwrap();
+    let _ = table.observe(flow, at(6.5), &timeouts, &ack());
+    assert_eq!(begin(&mut table, at(7.2), 10), None);
+    assert_eq!(begin(&mut table, at(7.3), 11), None);
+    assert_eq!(begin(&mut table, at(7.4), 12), Some(key(1)), "silent, the oldest of these");
+    assert_eq!(begin(&mut table, at(7.5), 13), Some(key(2)));
+    assert_eq!(begin(&mut table, at(7.6), 14), Some(key(10)), "no other is silent");
+    assert_eq!(begin(&mut table, at(9.0), 15), Some(key(11)), "no answer in a second");
+    let flow = table.lookup(at(9.0), &key(0)).unwrap();
+    assert_eq!(table.record(flow).progress.class, Class::ClosingFin);
 }
 
 /// A generator for the simulations: splitmix64, seeded.

@@ -6,18 +6,20 @@ use super::{
             Class, EndReason, Ended, FlowKey, FlowTable, NewFlow, Observation, Observed, Slot,
             TcpSegment as TrackedSegment,
         },
-        counters::{Counter, Counters, DestinationCounters},
+        counters::{Counters, DestinationCounters, SharedCounter},
         hash::FlowTuple,
         ids::{DestinationId, VipId},
         packet::{self, Datagram, Quote, TcpSegment, protocol, tcp_flag},
         path_mtu::{FlowCheck, InnerQuote},
+        probe::Pinned,
         rate_limit::Emission,
         reply,
         service::Service,
         snapshot::Snapshot,
         verdict::{DropReason, Event, Outlet, Verdict},
     },
-    Context, Director, LinkHeader, Received,
+    Context, Director, LinkHeader, Parts, Received, Time,
+    forward::CHECK,
 };
 
 /// A packet of a flow, as far as choosing its real server is concerned.
@@ -43,6 +45,11 @@ impl Incoming {
         let protocol = datagram.protocol;
         let key = FlowKey { client: datagram.source, client_port, vip, vip_port, protocol };
         Ok(Self { key, segment })
+    }
+
+    /// Whether it begins a flow, where it belongs to none.
+    fn begins(&self) -> bool {
+        self.segment.is_none_or(|segment| segment.opens())
     }
 
     /// What the flow table is told of it.
@@ -146,10 +153,38 @@ impl<S: AsRef<[Slot]>> Director<S> {
             Ok(incoming) => incoming,
             Err(error) => return Verdict::Drop(error.into()),
         };
+        let mut received = received;
+        if context.snapshot.probes.has_port(incoming.key.client_port) {
+            match self.check(context, datagram, &incoming, received) {
+                Ok(verdict) => return verdict,
+                Err(back) => received = back,
+            }
+        }
         match self.destination_of(context, &incoming, datagram) {
             Ok(destination) => self.forward(context, datagram, received, destination),
             Err(Refusal::Drop(reason)) => Verdict::Drop(reason),
             Err(Refusal::Reset) => self.reset(context, datagram, &incoming, received),
+        }
+    }
+
+    /// A packet that may be one of the director's own checks; given back where it is none.
+    #[cold]
+    #[inline(never)]
+    fn check<'a, O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        datagram: &Datagram,
+        incoming: &Incoming,
+        received: Received<'a>,
+    ) -> Result<Verdict, Received<'a>> {
+        let is_reset = incoming.segment.is_some_and(|s| s.flags & tcp_flag::RST != 0);
+        let probes = &context.snapshot.probes;
+        match probes.pinned(&incoming.key, datagram.hop_limit, is_reset) {
+            Pinned::No => Err(received),
+            Pinned::To(destination) => {
+                Ok(self.forward_as::<O, CHECK>(context, datagram, received, destination))
+            }
+            Pinned::Stale => Ok(Verdict::Drop(DropReason::StaleProbe)),
         }
     }
 
@@ -201,6 +236,11 @@ impl<S: AsRef<[Slot]>> Director<S> {
             vip_port: key.vip_port,
             protocol: key.protocol,
         };
+        if incoming.begins()
+            && let Some(admission) = &service.admission
+        {
+            admission.admit(context.now, tuple.client).map_err(Refusal::Drop)?;
+        }
         match self.choose(context, service, incoming, &tuple) {
             Choice::To { destination, by } => {
                 let reset = incoming.segment.is_some_and(|s| s.flags & tcp_flag::RST != 0);
@@ -217,11 +257,12 @@ impl<S: AsRef<[Slot]>> Director<S> {
     }
 
     /// Who has a flow: the table says, or, where flows go untracked (it has no room, or the service
-    /// wants none in it), the hash.
+    /// wants none in it), the hash. `vip` is the address of the key's VIP.
     pub(super) fn owner<O: Outlet>(
         &self,
         context: &Context<'_, O>,
         key: &FlowKey,
+        vip: &packet::Address,
     ) -> Option<DestinationId> {
         let flows = &self.parts.flows;
         if let Some(flow) = flows.lookup(context.now, key) {
@@ -236,7 +277,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let tuple = FlowTuple {
             client: packet::ip_addr(&key.client),
             client_port: key.client_port,
-            vip: service.address,
+            vip: packet::ip_addr(vip),
             vip_port: key.vip_port,
             protocol: key.protocol,
         };
@@ -258,7 +299,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         incoming: &Incoming,
         tuple: &FlowTuple,
     ) -> Choice {
-        let begins = incoming.segment.is_none_or(|segment| segment.opens());
+        let begins = incoming.begins();
         if incoming.segment.is_some_and(|s| s.flags & tcp_flag::SYN != 0 && !s.opens()) {
             // SYN with ACK, FIN or RST: no client of a VIP sends that.
             return Choice::Nobody(DropReason::NoFlow);
@@ -316,6 +357,14 @@ impl<S: AsRef<[Slot]>> Director<S> {
             }
             return Ok(destination);
         }
+        if !self.half_open_has_room(context.now, service, incoming) {
+            // As with a full table: its next segment finds the same real server by the hash.
+            if service.scheduler.is_hash() {
+                self.parts.counters.worker.untracked_half_open.add(1);
+                return Ok(destination);
+            }
+            return Err(Refusal::Drop(DropReason::HalfOpenLimited));
+        }
         let rederived = by == PlacedBy::Guess;
         let flow = NewFlow { key: incoming.key, real, destination, rederived };
         let observation = incoming.observation();
@@ -339,6 +388,23 @@ impl<S: AsRef<[Slot]>> Director<S> {
             }
             Err(_) => Err(Refusal::Drop(DropReason::TableFull)),
         }
+    }
+
+    /// Whether one more half-open flow fits its service's limit, if need be in the place of the oldest.
+    fn half_open_has_room(&mut self, now: Time, service: &Service, incoming: &Incoming) -> bool {
+        let limit = service.admission.as_ref().and_then(|admission| admission.policy().half_open);
+        let Some(limit) = limit.filter(|_| incoming.segment.is_some_and(|s| s.opens())) else {
+            return true;
+        };
+        let Parts { flows, counters, .. } = &mut self.parts;
+        if flows.half_open_to(&service.destinations) < limit {
+            return true;
+        }
+        let ended = flows.give_way(now, &service.destinations);
+        if let Some(ended) = &ended {
+            count_ended(counters, ended);
+        }
+        ended.is_some()
     }
 
     fn count_placed(&self, by: PlacedBy) {
@@ -409,7 +475,7 @@ pub(super) enum Refusal {
 }
 
 /// The gauge in which a flow of a class counts.
-const fn gauge(counters: &DestinationCounters, class: Class) -> &Counter {
+const fn gauge(counters: &DestinationCounters, class: Class) -> &SharedCounter {
     if class.is_active() { &counters.active } else { &counters.inactive }
 }
 
@@ -423,6 +489,7 @@ pub(super) fn count_ended(counters: &Counters, ended: &Ended) {
     match (ended.reason, class) {
         (EndReason::Evicted, Class::HalfOpen) => counters.worker.evicted_half_open.add(1),
         (EndReason::Evicted, _) => counters.worker.evicted_unproven.add(1),
+        (EndReason::GaveWay, _) => counters.worker.gave_way.add(1),
         (EndReason::Expired | EndReason::Replaced | EndReason::Removed, _) => {}
     }
 }

@@ -136,9 +136,14 @@ impl<S: AsRef<[Slot]>> Director<S> {
         let mut lost = Lost::default();
         self.parts.fragments.expire(now, &mut lost);
         self.count_lost(lost);
+        if let Some(meeting) = self.parts.team.meeting() {
+            let mut lost = Lost::default();
+            meeting.expire(now, &mut lost);
+            self.count_lost(lost);
+        }
     }
 
-    fn count_lost(&self, lost: Lost) {
+    pub(super) fn count_lost(&self, lost: Lost) {
         let counters = &self.parts.counters;
         let (overflow, timeout) = (u64::from(lost.overflow), u64::from(lost.timeout));
         counters.worker.held.sub(overflow + timeout);
@@ -148,11 +153,15 @@ impl<S: AsRef<[Slot]>> Director<S> {
 }
 
 /// Sends the range of `bytes` that the verdict names from an auxiliary slot.
-fn send_copy<O: Outlet>(outlet: &mut O, verdict: Verdict, bytes: &[u8]) -> Verdict {
+pub(super) fn send_copy<O: Outlet>(outlet: &mut O, verdict: Verdict, bytes: &[u8]) -> Verdict {
     let (egress, range, account) = match &verdict {
         Verdict::Forward { egress, range } => (*egress, range.clone(), Account::Forward),
         Verdict::Reply { range, .. } => (EgressId::TAP, range.clone(), Account::Reply),
-        Verdict::Fragmented | Verdict::Pass | Verdict::Hold | Verdict::Drop(_) => return verdict,
+        Verdict::Fragmented
+        | Verdict::Pass
+        | Verdict::HandedOver
+        | Verdict::Hold
+        | Verdict::Drop(_) => return verdict,
     };
     let Some(scratch) = outlet.acquire() else {
         return Verdict::Drop(DropReason::NoScratch);

@@ -59,7 +59,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
             return Verdict::Drop(DropReason::IcmpNoFlow);
         }
         let owner = balance::reply_key(context.snapshot, &error.quote, quoted)
-            .and_then(|key| self.owner(context, &key));
+            .and_then(|key| self.owner(context, &key, &datagram.destination));
         let Some(destination) = owner else {
             return Verdict::Drop(DropReason::IcmpNoFlow);
         };

@@ -7,7 +7,10 @@
 mod balance;
 mod forward;
 mod fragment;
+mod hand_over;
 mod icmp;
+
+pub use hand_over::Team;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -23,8 +26,12 @@ use super::{
     reply,
     snapshot::Snapshot,
     time::Time,
-    verdict::{Account, DropReason, Event, HEADROOM, Outlet, ReplyTo, SendResult, Source, Verdict},
+    verdict::{
+        Account, DropReason, Event, HEADROOM, HandOver, Outlet, ReplyTo, SendResult, Source,
+        Verdict,
+    },
 };
+use hand_over::Whose;
 
 /// What a director is made of. Everything is allocated when these are.
 pub struct Parts<S> {
@@ -40,6 +47,8 @@ pub struct Parts<S> {
     pub persistence: Arc<PersistenceIndex>,
     /// Counters, shared with control.
     pub counters: Arc<Counters>,
+    /// Its place among the workers.
+    pub team: Team,
 }
 
 /// The pure core of one worker.
@@ -64,6 +73,8 @@ struct Context<'a, O> {
     now: Time,
     snapshot: &'a Snapshot,
     outlet: &'a mut O,
+    /// Whether it is settled that the flow is this worker's, or nobody's.
+    settled: bool,
 }
 
 /// The received bytes: the whole slot, the frame in it and the IP packet in that.
@@ -99,13 +110,39 @@ impl<S: AsRef<[Slot]>> Director<S> {
         outlet: &mut O,
     ) -> Verdict {
         self.parts.counters.worker.received.add(1);
-        let mut context = Context { now, snapshot, outlet };
+        let settled = !self.parts.team.is_shared();
+        self.decide(&mut Context { now, snapshot, outlet, settled }, source, slot, frame)
+    }
+
+    /// As [`Director::handle`], for a frame that another worker handed over to this one.
+    pub fn take_over<O: Outlet>(
+        &mut self,
+        now: Time,
+        snapshot: &Snapshot,
+        handed: HandOver,
+        slot: &mut [u8],
+        frame: Range<usize>,
+        outlet: &mut O,
+    ) -> Verdict {
+        self.parts.counters.worker.taken_over.add(1);
+        let HandOver { source, settled, .. } = handed;
+        self.decide(&mut Context { now, snapshot, outlet, settled }, source, slot, frame)
+    }
+
+    #[inline]
+    fn decide<O: Outlet>(
+        &mut self,
+        context: &mut Context<'_, O>,
+        source: Source,
+        slot: &mut [u8],
+        frame: Range<usize>,
+    ) -> Verdict {
         let verdict = match source {
-            Source::Tap => self.tap_frame(&mut context, slot, frame),
+            Source::Tap => self.tap_frame(context, slot, frame),
             Source::Neighbour => {
-                self.neighbour(&mut context, snapshot.client_mac, source, slot, frame)
+                self.neighbour(context, context.snapshot.client_mac, source, slot, frame)
             }
-            Source::OuterError => self.outer_error(&mut context, slot.get(frame).unwrap_or(&[])),
+            Source::OuterError => self.outer_error(context, slot.get(frame).unwrap_or(&[])),
         };
         self.account(&verdict);
         verdict
@@ -140,6 +177,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
                 worker.in_flight.add(1);
             }
             Verdict::Pass => worker.passed.add(1),
+            Verdict::HandedOver => worker.handed_over.add(1),
             Verdict::Hold => worker.held.add(1),
             Verdict::Drop(reason) => self.parts.counters.dropped(*reason).add(1),
         }
@@ -254,6 +292,14 @@ impl<S: AsRef<[Slot]>> Director<S> {
         if !is_client(&datagram.source) || snapshot.services.vip(&datagram.source).is_some() {
             return Verdict::Drop(DropReason::BadSource);
         }
+        let received = if context.settled {
+            received
+        } else {
+            match self.hand_over(context, datagram, vip, received) {
+                Whose::Ours(received) => received,
+                Whose::Decided(verdict) => return verdict,
+            }
+        };
         if datagram.fragment.is_some() {
             return self.fragment(context, datagram, vip, received);
         }
@@ -301,6 +347,11 @@ impl<S: AsRef<[Slot]>> Director<S> {
 
     /// An ICMP error about a packet that Adit sent into a tunnel. The kernel has its own copy.
     fn outer_error<O: Outlet>(&mut self, context: &mut Context<'_, O>, packet: &[u8]) -> Verdict {
+        if !context.settled
+            && let Some(verdict) = self.hand_over_outer_error(context, packet)
+        {
+            return verdict;
+        }
         let Parts { flows, path_mtus, counters, .. } = &mut self.parts;
         let now = context.now;
         let check = |quote: &_| balance::check_quote(flows, now, context.snapshot, quote);

@@ -51,10 +51,10 @@ const DECIDED: usize = 2;
 
 /// A datagram that is on its way.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct Entry<D> {
     key: DatagramKey,
     /// Where it goes; `None` until its first fragment comes.
-    destination: Option<DestinationId>,
+    destination: Option<D>,
     since: Time,
     /// Bytes of payload seen, and in the whole datagram (0: not known yet).
     seen: u32,
@@ -63,7 +63,7 @@ struct Entry {
     source: u32,
 }
 
-impl Entry {
+impl<D> Entry<D> {
     const fn queue(&self) -> usize {
         if self.destination.is_some() { DECIDED } else { WAITING }
     }
@@ -106,9 +106,9 @@ impl Lost {
 
 /// What to do with a fragment that is not the first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Later {
+pub enum Later<D = DestinationId> {
     /// The first fragment went there.
-    Forward(DestinationId),
+    Forward(D),
     /// It was copied, and waits for the first.
     Held,
     /// It is larger than the slots, drop it (as overflow).
@@ -126,10 +126,11 @@ struct SourceUse {
     held: u32,
 }
 
-/// Datagrams on their way, and their held fragments.
+/// Datagrams on their way, and their held fragments. Where they go is a `D`: a destination, or the
+/// worker that has their flow.
 #[derive(Debug)]
-pub struct Fragments {
-    entries: Vec<Entry>,
+pub struct Fragments<D = DestinationId> {
+    entries: Vec<Entry<D>>,
     index: SlotIndex,
     hasher: RandomState,
     /// Free, waiting and decided entries.
@@ -140,7 +141,7 @@ pub struct Fragments {
     pool: Pool,
 }
 
-impl Fragments {
+impl<D: Copy> Fragments<D> {
     /// Room for [`DATAGRAMS`] and [`HELD`] fragments of up to `slot_bytes` (the TAP's MTU). `seed`
     /// is random, drawn by the caller.
     pub fn new(slot_bytes: usize, seed: [u64; 4]) -> Self {
@@ -178,7 +179,7 @@ impl Fragments {
     }
 
     /// Where the first fragment of a datagram went, while others are awaited.
-    pub fn decided(&self, now: Time, piece: &Piece) -> Option<DestinationId> {
+    pub fn decided(&self, now: Time, piece: &Piece) -> Option<D> {
         let key = &piece.key;
         let entries = &self.entries;
         let found = self.index.find(self.hash_of(key), |id| entries[id as usize].key == *key)?;
@@ -188,13 +189,7 @@ impl Fragments {
 
     /// The first fragment of a datagram went to `destination`. Take the held ones with
     /// [`release`](Self::release) right after.
-    pub fn first(
-        &mut self,
-        now: Time,
-        piece: &Piece,
-        destination: DestinationId,
-        lost: &mut Lost,
-    ) -> Release {
+    pub fn first(&mut self, now: Time, piece: &Piece, destination: D, lost: &mut Lost) -> Release {
         let source = self.source_of(&piece.key);
         let id = match self.find(now, &piece.key, lost) {
             Some(id) if self.entry(id).destination.is_some() => {
@@ -241,7 +236,7 @@ impl Fragments {
     }
 
     /// A fragment that is not the first came; `packet` is all of it, from its IP header on.
-    pub fn later(&mut self, now: Time, piece: &Piece, packet: &[u8], lost: &mut Lost) -> Later {
+    pub fn later(&mut self, now: Time, piece: &Piece, packet: &[u8], lost: &mut Lost) -> Later<D> {
         let found = self.find(now, &piece.key, lost);
         if let Some(id) = found
             && let Some(destination) = self.entry(id).destination
@@ -288,7 +283,7 @@ impl Fragments {
         }
     }
 
-    fn entry(&self, id: u32) -> &Entry {
+    fn entry(&self, id: u32) -> &Entry<D> {
         &self.entries[id as usize]
     }
 

@@ -277,7 +277,7 @@ fn more_decisions_than_room_push_out_the_oldest() {
 
 #[test]
 fn what_does_not_fit_a_slot_is_refused() {
-    let mut fragments = Fragments::new(SLOT, SEED);
+    let mut fragments: Fragments = Fragments::new(SLOT, SEED);
     let mut lost = Lost::default();
     let bytes = [0; SLOT + 1];
     let later = fragments.later(Time::ZERO, &piece(key(1, 1), 1, 2), &bytes, &mut lost);

@@ -156,6 +156,22 @@ fn extension_headers_are_walked_and_bounded() {
 }
 
 #[test]
+fn an_authentication_header_is_walked_in_its_own_units() {
+    use protocol::{AUTHENTICATION, DESTINATION_OPTIONS, TCP};
+    // Payload length 4: 24 bytes, as with a check value of 96 bits.
+    let authentication = |next| [&[next, 4][..], &[0; 22]].concat();
+    let options = [TCP, 0, 1, 4, 0, 0, 0, 0];
+    let segment = segment(false, b"abc");
+    let chain = [&authentication(DESTINATION_OPTIONS)[..], &options].concat();
+    let packet = with_chain(&segment, AUTHENTICATION, &chain);
+    let datagram = Datagram::parse(&packet).unwrap();
+    assert_eq!((datagram.protocol, datagram.header_len), (TCP, 40 + 32));
+    assert_eq!(TcpSegment::parse(&datagram, &packet).unwrap().payload_len, 3);
+    let beyond = with_chain(&segment, AUTHENTICATION, &[TCP, 200, 0, 0, 0, 0, 0, 0]);
+    assert!(matches!(Datagram::parse(&beyond), Err(PacketError::Truncated { needed: 808, .. })));
+}
+
+#[test]
 fn quotes_may_end_after_eight_bytes_of_transport() {
     for (v4, header) in [(true, 20), (false, 40)] {
         let packet = segment(v4, &[0; 1000]);

@@ -3,7 +3,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use adit_tunnel::{OuterFields, OuterTemplate, checksum};
+use adit_tunnel::{Encapsulation, OuterFields, OuterTemplate, checksum};
 use proptest::prelude::*;
 
 use super::*;
@@ -51,7 +51,7 @@ fn id_of(tunnel: [&str; 3]) -> RealId {
 fn snapshot() -> Snapshot {
     let real = |tunnel| {
         Some(RealServer {
-            template: template(tunnel),
+            outers: template(tunnel).into(),
             link: Link::None,
             link_mtu: LINK_MTU,
             cookie_secrets: SECRETS,
@@ -84,7 +84,7 @@ fn segment(inner: [&str; 2], sequence: u32) -> Vec<u8> {
 fn outer(tunnel: [&str; 3], inner: &[u8], secret: u16, dont_fragment: bool) -> Vec<u8> {
     let (mut slot, range) = in_slot(inner);
     let identification = if dont_fragment { cookie(inner, secret) } else { 7 };
-    let fields = OuterFields { dont_fragment, identification, flow_label: 0 };
+    let fields = OuterFields { dont_fragment, identification, ..OuterFields::default() };
     let start = template(tunnel).encapsulate(&mut slot, range.clone(), fields).unwrap();
     slot[start..range.end].to_vec()
 }
@@ -143,8 +143,12 @@ fn a_routers_message_lowers_the_path_mtu_in_all_combinations() {
                 assert_eq!(heard, OuterError::Updated { real, mtu: 1400 });
                 assert_eq!(world.mtu(tunnel), 1400);
                 let learned: Vec<_> = world.paths.learned(world.now).collect();
-                let expires = world.now + MTU_LIFETIME;
-                assert_eq!(learned, [LearnedMtu { real, mtu: 1400, expires }]);
+                let [LearnedMtu { real: of, mtu: 1400, expires }] = learned[..] else {
+                    panic!("{learned:?}");
+                };
+                assert_eq!(of, real);
+                let early = (world.now + MTU_LIFETIME).saturating_since(expires);
+                assert!(early < Duration::from_micros(66), "{early:?}");
                 assert_eq!(world.mtu(OTHER_V4), LINK_MTU, "another path");
             }
         }
@@ -431,6 +435,101 @@ fn other_errors_are_told_and_change_nothing() {
     }
 }
 
+const KINDS: [Encapsulation; 5] = [
+    Encapsulation::Ipip,
+    Encapsulation::Gre { checksum: false },
+    Encapsulation::Gre { checksum: true },
+    Encapsulation::Gue { port: 6080, checksum: false },
+    Encapsulation::Gue { port: 6081, checksum: true },
+];
+
+/// A world in which one address is reached by every kind of tunnel: their ids are the places in
+/// [`KINDS`], over IPv4, then over IPv6.
+fn world_of_kinds() -> World {
+    let reals = [V4, V6].into_iter().flat_map(|tunnel| {
+        KINDS.map(|kind| {
+            let outer = OuterTemplate::with(kind, ip(tunnel[0]), ip(tunnel[1]), 64).unwrap();
+            let link = Link::None;
+            let outers = outer.into();
+            Some(RealServer { outers, link, link_mtu: LINK_MTU, cookie_secrets: SECRETS })
+        })
+    });
+    let reals = reals.collect::<Vec<_>>();
+    let paths = PathMtus::new(reals.len());
+    World { paths, snapshot: Snapshot { reals: reals.into(), ..Default::default() }, now: NOW }
+}
+
+/// What Adit sends through the tunnel with this id.
+fn outer_of(world: &World, id: RealId, inner: &[u8]) -> Vec<u8> {
+    let (mut slot, range) = in_slot(inner);
+    let template = world.snapshot.real(id).unwrap().outers.iter().next().unwrap();
+    let fields = OuterFields { dont_fragment: true, entropy: 0x3a5a, ..OuterFields::default() };
+    let identification = |payload: &[u8]| cookie(payload, SECRETS[0]);
+    let start =
+        template.encapsulate_with(&mut slot, range.clone(), fields, identification).unwrap();
+    slot[start..range.end].to_vec()
+}
+
+#[test]
+fn each_kind_of_tunnel_hears_of_its_own_packets_alone() {
+    for (families, tunnel) in [V4, V6].into_iter().enumerate() {
+        for (place, kind) in KINDS.into_iter().enumerate() {
+            for inner in [INNER_V4, INNER_V6] {
+                let mut world = world_of_kinds();
+                let id = RealId(u32::try_from(families * KINDS.len() + place).unwrap());
+                let sent = outer_of(&world, id, &segment(inner, SEQUENCE));
+                let hear = |world: &mut World, packet: &[u8]| {
+                    world.paths.outer_error(NOW, packet, &world.snapshot, flow_of(id))
+                };
+                // As old routers quote it: the cookie alone.
+                let short = too_big(tunnel, &sent, SHORT, 1400);
+                let updated = OuterError::Updated { real: id, mtu: 1400 };
+                if tunnel == V4 {
+                    assert_eq!(hear(&mut world, &short), updated, "{kind:?}");
+                }
+                // With the inner packet, whose flow must be known behind headers of any kind.
+                let mut world = world_of_kinds();
+                let long = too_big(tunnel, &sent, LONG, 1400);
+                assert_eq!(hear(&mut world, &long), updated, "{kind:?}");
+                let others = world.snapshot.reals.iter().filter(|(other, _)| *other != id);
+                for (other, _) in others {
+                    assert_eq!(world.paths.mtu(NOW, other, LINK_MTU), LINK_MTU);
+                }
+                // On another real server: whoever wrote this has not seen the packet.
+                let mut world = world_of_kinds();
+                let elsewhere = flow_of(RealId(99));
+                assert_eq!(
+                    world.paths.outer_error(NOW, &long, &world.snapshot, elsewhere),
+                    OuterError::Forged,
+                    "{kind:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cookie_behind_any_header_must_be_right() {
+    for (place, kind) in KINDS.into_iter().enumerate() {
+        let mut world = world_of_kinds();
+        let id = RealId(u32::try_from(place).unwrap());
+        let mut sent = outer_of(&world, id, &segment(INNER_V4, SEQUENCE));
+        sent[5] ^= 1;
+        let message = too_big(V4, &sent, SHORT, 1400);
+        assert_eq!(
+            world.paths.outer_error(NOW, &message, &world.snapshot, flow_of(id)),
+            OuterError::Forged
+        );
+        // A port, or a kind of GRE, that nobody sends: not ours.
+        sent[23] ^= 0xff;
+        if kind != Encapsulation::Ipip {
+            let message = too_big(V4, &sent, SHORT, 1400);
+            let heard = world.paths.outer_error(NOW, &message, &world.snapshot, flow_of(id));
+            assert_eq!(heard, OuterError::NotOurs, "{kind:?}");
+        }
+    }
+}
+
 #[test]
 fn each_id_of_a_shared_tunnel_is_tried() {
     // A removed real server that still has flows, and its successor with secrets of its own.
@@ -517,6 +616,27 @@ proptest! {
             // right.
             let sequence = if inner_v6 { 64 } else { 44 };
             prop_assert!(!(asked.get() && touched == sequence), "damage at {}", touched);
+        }
+    }
+}
+
+#[test]
+fn what_one_worker_learns_all_know_and_identifications_never_meet() {
+    let workers: Vec<PathMtus> = PathMtus::for_workers(TUNNELS.len(), 3).collect();
+    let mut world = World::new();
+    let (tunnel, real) = (TUNNELS[0], id_of(TUNNELS[0]));
+    let mut others = workers.into_iter();
+    world.paths = others.next().unwrap();
+    let sent = outer(tunnel, &segment(INNER_V4, SEQUENCE), SECRETS[0], true);
+    world.hear(tunnel, &too_big(tunnel, &sent, LONG, 1400));
+    assert_eq!(world.mtu(tunnel), 1400);
+    let mut seen = std::collections::HashSet::new();
+    for mut other in others.chain([world.paths]) {
+        assert_eq!(other.mtu(world.now, real, 1500), 1400);
+        // As many as IPv4 has for each: of four strides, one for each worker and one unused.
+        for _ in 0..16_000 {
+            let low = other.next_identification(real) & 0xffff;
+            assert!(low != 0 && seen.insert(low), "{low} was used by another, or 0");
         }
     }
 }

@@ -89,11 +89,14 @@ impl<Id: DirectoryId, S: AsRef<[Entry]>> Directory<Id, S> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::{ids::RealId, region::RealIdentity};
+    use crate::dataplane::{
+        ids::RealId,
+        region::{RealIdentity, TunnelIdentity},
+    };
     use std::sync::Arc;
 
     fn real(number: u8) -> RealIdentity {
-        RealIdentity { address: [number; 16], tunnel: 1 }
+        RealIdentity { address: [number; 16], tunnel: TunnelIdentity::IPIP }
     }
 
     #[test]
@@ -103,7 +106,8 @@ mod tests {
         assert_eq!(directory.intern(real(1)), Ok(RealId(0)));
         assert_eq!(directory.intern(real(2)), Ok(RealId(1)));
         assert_eq!(directory.intern(real(1)), Ok(RealId(0)));
-        let other_tunnel = RealIdentity { tunnel: 2, ..real(1) };
+        let other_tunnel =
+            RealIdentity { tunnel: TunnelIdentity { kind: 2, ..TunnelIdentity::IPIP }, ..real(1) };
         assert_eq!(directory.intern(other_tunnel), Ok(RealId(2)));
         assert_eq!(directory.intern(real(4)), Err(DirectoryFull { capacity: 3 }));
 

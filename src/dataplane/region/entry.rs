@@ -101,18 +101,41 @@ fn address_of(high: u64, low: u64) -> [u8; 16] {
 pub struct RealIdentity {
     /// The real server's address, IPv4 as IPv4-mapped.
     pub address: [u8; 16],
-    /// Kind of the tunnel. 1 is IP-in-IP; the number is part of the format.
-    pub tunnel: u8,
+    /// How packets are carried to it.
+    pub tunnel: TunnelIdentity,
+}
+
+/// What makes one address two real servers: two ways in which it is reached. All of it is part of
+/// the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TunnelIdentity {
+    /// 1 is IP in IP, 2 GRE, 3 GUE, 4 no tunnel but a frame to the real server.
+    pub kind: u8,
+    /// UDP port of GUE, else 0.
+    pub port: u16,
+    /// Whether GRE or GUE has a checksum.
+    pub checksum: bool,
+}
+
+impl TunnelIdentity {
+    /// IP in IP: the only kind of earlier versions, which left the other fields 0.
+    pub const IPIP: Self = Self { kind: 1, port: 0, checksum: false };
 }
 
 impl Kept for RealIdentity {
     fn to_identity(&self) -> [u64; IDENTITY] {
         let [high, low] = address_words(self.address);
-        [high, low, u64::from(self.tunnel), 0, 0]
+        let TunnelIdentity { kind, port, checksum } = self.tunnel;
+        [high, low, u64::from(kind), u64::from(port), u64::from(checksum)]
     }
 
-    fn from_identity([high, low, tunnel, ..]: [u64; IDENTITY]) -> Option<Self> {
-        Some(Self { address: address_of(high, low), tunnel: u8::try_from(tunnel).ok()? })
+    fn from_identity([high, low, kind, port, checksum]: [u64; IDENTITY]) -> Option<Self> {
+        let tunnel = TunnelIdentity {
+            kind: u8::try_from(kind).ok()?,
+            port: u16::try_from(port).ok()?,
+            checksum: [false, true].into_iter().find(|flag| u64::from(*flag) == checksum)?,
+        };
+        Some(Self { address: address_of(high, low), tunnel })
     }
 }
 
@@ -236,11 +259,11 @@ mod tests {
     proptest! {
         #[test]
         fn records_survive_their_entries(
-            address: [u8; 16], tunnel: u8, prefix_length in 0_u8..=128, group: u64, real: u32, until: u32,
+            address: [u8; 16], kind: u8, port: u16, checksum: bool, prefix_length in 0_u8..=128, group: u64, real: u32, until: u32,
         ) {
             let entry = Entry::default();
             prop_assert_eq!(RealIdentity::read(&entry), Ok(None));
-            let record = RealIdentity { address, tunnel };
+            let record = RealIdentity { address, tunnel: TunnelIdentity { kind, port, checksum } };
             record.write(&entry);
             prop_assert_eq!(RealIdentity::read(&entry), Ok(Some(record)));
             let record = VipIdentity { address };
@@ -263,5 +286,15 @@ mod tests {
             entry.words[bit / 64].fetch_xor(1 << (bit % 64), Ordering::Relaxed);
             prop_assert!(!matches!(VipIdentity::read(&entry), Ok(Some(_))));
         }
+    }
+
+    /// A region of a version that knew one kind of tunnel is adopted with its ids.
+    #[test]
+    fn records_of_ip_in_ip_are_those_of_earlier_versions() {
+        let identity = RealIdentity { address: [7; 16], tunnel: TunnelIdentity::IPIP };
+        let [high, low, rest @ ..] = identity.to_identity();
+        assert_eq!((address_of(high, low), rest), ([7; 16], [1, 0, 0]));
+        assert_eq!(RealIdentity::from_identity([high, low, 1, 0, 0]), Some(identity));
+        assert_eq!(RealIdentity::from_identity([high, low, 1, 0, 2]), None);
     }
 }

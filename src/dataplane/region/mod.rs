@@ -16,7 +16,8 @@ use zerocopy::FromBytes;
 
 pub use directory::{Directory, DirectoryFull};
 pub use entry::{
-    DirectoryId, Entry, EntryError, Kept, PersistenceIdentity, RealIdentity, VipIdentity,
+    DirectoryId, Entry, EntryError, Kept, PersistenceIdentity, RealIdentity, TunnelIdentity,
+    VipIdentity,
 };
 pub use header::{
     BootId, Geometry, HeaderError, Origin, REGION_FORMAT, RegionHeader, RegionInfo, Stored,
@@ -177,7 +178,9 @@ mod tests {
             parts.header.write(&geometry(), &origin);
             parts.header.set_cookie_epoch(4);
             let mut reals = Directory::<RealId, _>::new(parts.reals);
-            let real = reals.intern(RealIdentity { address: [1; 16], tunnel: 1 }).unwrap();
+            let real = reals
+                .intern(RealIdentity { address: [1; 16], tunnel: TunnelIdentity::IPIP })
+                .unwrap();
             Directory::<VipId, _>::new(parts.vips)
                 .intern(VipIdentity { address: [2; 16] })
                 .unwrap();

@@ -110,6 +110,24 @@ impl SchedulerKind {
         matches!(self, Self::Maglev | Self::Mh)
     }
 
+    /// Whether it places by a hash, so that services with the same members and weights agree.
+    pub const fn is_hash(self) -> bool {
+        match self {
+            Self::Maglev | Self::Mh | Self::Sh | Self::Dh => true,
+            Self::Wrr
+            | Self::Rr
+            | Self::Lc
+            | Self::Wlc
+            | Self::Sed
+            | Self::Nq
+            | Self::Fo
+            | Self::Ovf
+            | Self::Twos
+            | Self::Lblc
+            | Self::Lblcr => false,
+        }
+    }
+
     /// Whether it looks at the connections there are.
     pub const fn counts_connections(self) -> bool {
         match self {

@@ -26,7 +26,7 @@ impl Load {
     }
 }
 
-/// The loads of a service's members: a view of the gauges that the worker keeps anyway.
+/// The loads of a service's members: a view of the gauges that the workers keep anyway.
 #[derive(Clone, Copy, Debug)]
 pub struct Loads<'a> {
     destinations: &'a [DestinationId],

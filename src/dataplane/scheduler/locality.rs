@@ -22,7 +22,8 @@ use crate::dataplane::time::Time;
 /// its busiest member go: IPVS's default of `lblc_expiration` and `lblcr_expiration`.
 pub(super) const EXPIRATION: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The entry of one service. Relaxed throughout: no mark guards other memory, one worker writes.
+/// The entry of one service. Relaxed throughout: no mark guards other memory, and
+/// where two workers write at once, either order will do.
 #[derive(Debug, Default)]
 pub struct Locality {
     serving: Box<[(IpAddr, Arc<AtomicBool>)]>,

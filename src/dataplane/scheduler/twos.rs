@@ -63,7 +63,7 @@ impl Scheduler for Twos {
 
     fn schedule(&self, _key: &PlacementKey, candidates: &Candidates<'_>) -> Option<usize> {
         let chosen = self.choose(candidates);
-        // Relaxed: it guards no other memory. Should two workers share it, the worst is a pair
+        // Relaxed: it guards no other memory. Where two workers ask at once, the worst is a pair
         // that is drawn twice.
         self.drawn.store(self.drawn.load(Relaxed).wrapping_add(1), Relaxed);
         chosen

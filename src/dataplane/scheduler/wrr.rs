@@ -6,8 +6,8 @@
 //! Every pass is held between the virtual now and one stride from now: a member that comes back
 //! has saved up no turns, and one whose weight rises does not sit out its old stride.
 //!
-//! Passes are atomics that the next snapshot carries over by address. One set serves one worker;
-//! should several share one, the worst is a turn given twice.
+//! Passes are atomics that the next snapshot carries over by address. Workers share
+//! them; where two ask at the same moment, the worst is a turn given twice.
 
 use std::{
     collections::HashMap,

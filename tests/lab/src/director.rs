@@ -28,6 +28,8 @@ const END: Duration = Duration::from_secs(10);
 pub struct Service {
     name: String,
     vip: IpAddr,
+    /// As text, where it is a prefix.
+    prefix: Option<String>,
     /// As TOML: a number, a string or a list.
     port: String,
     protocol: String,
@@ -43,6 +45,7 @@ impl Service {
         Self {
             name: name.to_owned(),
             vip: at.ip(),
+            prefix: None,
             port: at.port().to_string(),
             protocol: "tcp".to_owned(),
             scheduler: "maglev".to_owned(),
@@ -55,6 +58,12 @@ impl Service {
     #[must_use]
     pub fn udp(name: &str, at: SocketAddr) -> Self {
         Self { protocol: "udp".to_owned(), ..Self::tcp(name, at) }
+    }
+
+    /// All addresses of a prefix, as in `198.51.100.16/28`, instead of the one.
+    #[must_use]
+    pub fn prefix(self, text: &str) -> Self {
+        Self { prefix: Some(text.to_owned()), ..self }
     }
 
     /// Another scheduler.
@@ -74,6 +83,12 @@ impl Service {
     pub fn set(mut self, key: &str, toml: &str) -> Self {
         self.more.push((key.to_owned(), toml.to_owned()));
         self
+    }
+
+    /// Whether its VIP is an IPv6 address.
+    #[must_use]
+    pub fn is_ipv6(&self) -> bool {
+        self.vip.is_ipv6()
     }
 
     /// Adds a real server by address.
@@ -101,13 +116,15 @@ pub struct Config {
 }
 
 impl Config {
-    /// The lab's defaults: route capture on the client-facing device, one worker, 100 000 flows.
+    /// The lab's defaults: route capture on the client-facing device, one worker (or as many as
+    /// `ADIT_LAB_WORKERS` says), 100 000 flows.
     #[must_use]
     pub fn new() -> Self {
+        let workers = std::env::var("ADIT_LAB_WORKERS").unwrap_or_else(|_| "1".to_owned());
         Self::default()
             .set("tap", &format!("{TAP:?}"))
             .set("interface", &format!("{CLIENT_DEVICE:?}"))
-            .set("workers", "1")
+            .set("workers", &workers)
             .set("max_connections", "100_000")
     }
 
@@ -145,11 +162,12 @@ impl Config {
         let _ = writeln!(text, "socket = {:?}", host.path("adit.sock"));
         let _ = writeln!(text, "\n{}", self.sections);
         for service in &self.services {
+            let vip = service.prefix.clone().unwrap_or_else(|| service.vip.to_string());
             let _ = writeln!(
                 text,
                 "[[service]]\nname = {:?}\nvip = \"{}\"\nport = {}\nprotocol = {:?}\n\
                  scheduler = {:?}",
-                service.name, service.vip, service.port, service.protocol, service.scheduler
+                service.name, vip, service.port, service.protocol, service.scheduler
             );
             for (key, value) in &service.more {
                 let _ = writeln!(text, "{key} = {value}");

@@ -4,12 +4,14 @@
 
 pub mod agent;
 pub mod binaries;
+pub mod corpus;
 pub mod director;
 pub mod engine;
 pub mod error;
 pub mod host;
 pub mod io;
 pub mod ipsec;
+pub mod junk;
 pub mod machine;
 pub mod namespace;
 pub mod neighbour;
@@ -24,6 +26,7 @@ pub mod run;
 pub mod serve;
 pub mod skip;
 pub mod sniffer;
+pub mod soak;
 pub mod topology;
 pub mod views;
 pub mod wait;

@@ -117,6 +117,18 @@ fn parse_mac(text: &str) -> Option<Mac> {
     bytes?.try_into().ok()
 }
 
+/// MAC of a device, which need not have an address.
+///
+/// # Errors
+/// When there is no such device.
+pub fn link_address(host: &Namespace, device: &str) -> Result<Mac> {
+    let listing = host.sh(&format!("ip -j link show dev {device}"))?;
+    let what = || format!("read the MAC of {device} of {}", host.label());
+    let links: serde_json::Value = serde_json::from_str(&listing).context(what)?;
+    let mac = links[0]["address"].as_str().and_then(parse_mac);
+    mac.ok_or_else(|| LabError::failed(what(), listing))
+}
+
 /// An ARP request, as a whole frame.
 #[must_use]
 pub fn arp_request(mac: Mac, source: Ipv4Addr, target: Ipv4Addr) -> Vec<u8> {

@@ -35,7 +35,9 @@ pub fn addresses(host: &Namespace, device: &str, addresses: &[&str]) -> Result<(
     host.ip(&address_lines(device, addresses))
 }
 
-pub(crate) fn address_lines(device: &str, addresses: &[&str]) -> String {
+/// Lines for `ip -batch` that do the same.
+#[must_use]
+pub fn address_lines(device: &str, addresses: &[&str]) -> String {
     let mut lines = format!("link set {device} up\n");
     for address in addresses {
         let nodad = if address.contains(':') { " nodad" } else { "" };

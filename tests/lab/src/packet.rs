@@ -226,6 +226,27 @@ pub fn syn(source: SocketAddr, destination: SocketAddr, sequence: u32) -> Vec<u8
     packet
 }
 
+/// A later TCP segment of either version: ACK, with payload or without.
+///
+/// # Panics
+/// When the addresses are of different versions.
+#[must_use]
+pub fn segment(
+    source: SocketAddr,
+    destination: SocketAddr,
+    sequence: u32,
+    acknowledgement: u32,
+    payload: &[u8],
+) -> Vec<u8> {
+    let mut packet = Vec::new();
+    ip_builder(source.ip(), destination.ip())
+        .tcp(source.port(), destination.port(), sequence, 64_000)
+        .ack(acknowledgement)
+        .write(&mut packet, payload)
+        .expect("memory");
+    packet
+}
+
 /// A UDP datagram of either version, not fragmented whatever its length.
 ///
 /// # Panics

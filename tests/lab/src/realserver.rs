@@ -70,8 +70,8 @@ impl RealServer {
             MachineSpec { kind: spec.kind, setup: setup(&spec), ..MachineSpec::default() };
         let machine = Machine::boot(namespace, &machine_spec)?;
         apply(&machine, &spec)?;
-        let serve = start_serve(&machine, &spec)?;
-        wait_for_serve(&machine)?;
+        let serve = start_serve(&machine, &spec, SERVE_PORT)?;
+        wait_for_serve(&machine, SERVE_PORT)?;
         if spec.postgres {
             wait_for_database(&machine)?;
         }
@@ -102,6 +102,16 @@ impl RealServer {
     #[must_use]
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// Starts the byte services on another port too, and waits until they answer.
+    ///
+    /// # Errors
+    /// When they do not.
+    pub fn serve_on(&self, port: u16) -> Result<Process> {
+        let serve = start_serve(&self.machine, &self.spec, port)?;
+        wait_for_serve(&self.machine, port)?;
+        Ok(serve)
     }
 
     /// Time from the start until everything answered.
@@ -187,9 +197,9 @@ fn apply(machine: &Machine, spec: &RealServerSpec) -> Result<()> {
     Ok(())
 }
 
-fn start_serve(machine: &Machine, spec: &RealServerSpec) -> Result<Process> {
+fn start_serve(machine: &Machine, spec: &RealServerSpec, port: u16) -> Result<Process> {
     let program = machine.program(&binaries::lab_guest()?)?;
-    let port = SERVE_PORT.to_string();
+    let port = port.to_string();
     let own = spec.addresses.iter().filter_map(|text| text.split('/').next()).map(str::to_owned);
     let addresses: Vec<_> = own.chain(spec.vips.iter().map(ToString::to_string)).collect();
     let mut argv: Vec<&str> = program.iter().map(String::as_str).collect();
@@ -199,9 +209,9 @@ fn start_serve(machine: &Machine, spec: &RealServerSpec) -> Result<Process> {
 }
 
 /// Waits until the byte services answer; UDP is bound before TCP.
-fn wait_for_serve(machine: &Machine) -> Result<()> {
+fn wait_for_serve(machine: &Machine, port: u16) -> Result<()> {
     let mut address: SocketAddr = AGENT.parse().expect("a constant");
-    address.set_port(SERVE_PORT);
+    address.set_port(port);
     let what = format!("byte services of {}", machine.label());
     wait_for(SERVE, &what, || Caller::new(machine.namespace(), address).whoami().ok().map(drop))
 }

@@ -26,10 +26,24 @@ pub fn has_root() -> bool {
 /// Whether there are guests with a kernel of their own here; says why not.
 #[must_use]
 pub fn has_guests() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).any(|dir| dir.join("linux.uml").is_file());
+    let found = is_in_path("linux.uml");
     if !found {
         skipped("there is no User-Mode Linux here");
     }
     found
+}
+
+/// Whether a program is installed here that a test cannot do without; says that it is not.
+#[must_use]
+pub fn has_program(name: &str) -> bool {
+    let found = is_in_path(name);
+    if !found {
+        skipped(&format!("there is no {name} here"));
+    }
+    found
+}
+
+fn is_in_path(name: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
 }

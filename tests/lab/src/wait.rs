@@ -33,3 +33,9 @@ pub fn wait_for<T>(limit: Duration, what: &str, mut look: impl FnMut() -> Option
         std::thread::sleep(PAUSE);
     }
 }
+
+/// Lets time pass between two steps of a load, which is to have a pace; nobody waits for anything.
+#[allow(clippy::disallowed_methods, reason = "a load's pace is time itself")]
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}

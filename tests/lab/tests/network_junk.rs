@@ -6,8 +6,6 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "what tests share is test code too")]
 
-#[path = "network/junk.rs"]
-mod junk;
 mod network;
 
 use std::io::{Read, Write};
@@ -15,12 +13,12 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use adit_lab::io::packet::PacketSocket;
-use adit_lab::neighbour::{Answer, Mac, own, resolve};
+use adit_lab::junk::Junk;
+use adit_lab::neighbour::{Answer, Mac, link_address, own, resolve};
 use adit_lab::report;
 use adit_lab::skip::has_root;
 use adit_lab::topology::{CLIENT_DEVICE, TAP, VIP, VIP6};
 use adit_lab::{Caller, Config, Director, Lab, LabSpec, Namespace, SERVE_PORT, wait_for};
-use junk::Junk;
 use network::{SOON, count, services, settled};
 
 /// Asks for a VIP's MAC; an answer takes milliseconds.
@@ -49,7 +47,7 @@ fn a_million_senseless_frames_change_nothing_for_an_open_session() {
     // interface from its segment; and from the clients, through a router.
     let host = lab.director();
     let (edge, _) = own(host.namespace(), CLIENT_DEVICE, false).unwrap();
-    let tap = tap_mac(host.namespace());
+    let tap = link_address(host.namespace(), TAP).unwrap();
     let (gateway, _) = own(&lab.r0, "clients", false).unwrap();
     let mut floods = [
         Flood::new(host.namespace(), TAP, tap, 1, 600_000),
@@ -119,16 +117,4 @@ fn established(director: &Director, session: &mut TcpStream) -> String {
         (ours["state"] == "established").then(|| ours["real"].as_str().map(str::to_owned))?
     })
     .unwrap()
-}
-
-fn tap_mac(director: &Namespace) -> Mac {
-    let text = director.sh(&format!("ip -j link show dev {TAP}")).unwrap();
-    let links: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let bytes: Vec<u8> = links[0]["address"]
-        .as_str()
-        .unwrap()
-        .split(':')
-        .map(|part| u8::from_str_radix(part, 16).unwrap())
-        .collect();
-    bytes.try_into().unwrap()
 }

@@ -1,7 +1,7 @@
 //! Pieces are put together by etherparse's reassembly.
 
-use adit_tunnel::OuterFields;
 use adit_tunnel::fragment::{FragmentError, Piece, fragment_into, plan};
+use adit_tunnel::{Family, OuterFields};
 use etherparse::SlicedPacket;
 use etherparse::defrag::IpDefragPool;
 use proptest::prelude::*;
@@ -62,19 +62,22 @@ proptest! {
             prop_assert!(index + 1 >= last || packet.len() + 8 > mtu);
             next += piece.length;
         }
-        prop_assert_eq!(next, outer.len() - template.overhead());
+        let header = template.overhead() - template.encapsulation().len();
+        prop_assert_eq!(next, outer.len() - header);
 
         let mut packets: Vec<_> = pieces.into_iter().map(|(_, packet)| packet).collect();
         let turn = order.index(packets.len());
         packets.rotate_left(turn);
         let (protocol, payload) = reassemble(&packets).expect("all pieces are there");
-        prop_assert_eq!(protocol, if inner[0] >> 4 == 4 { 4 } else { 41 });
-        prop_assert_eq!(payload, inner);
+        let family = Family::of(&inner).expect("it was wrapped");
+        prop_assert_eq!(protocol, template.encapsulation().protocol(family));
+        prop_assert_eq!(&payload, &outer[header..]);
+        prop_assert!(payload.ends_with(&inner));
     }
 
     #[test]
     fn pieces_keep_the_outer_header(inner in packet(2000), template in template()) {
-        let fields = OuterFields { dont_fragment: false, identification: 7, flow_label: 0x12345 };
+        let fields = OuterFields { identification: 7, flow_label: 0x12345, ..OuterFields::default() };
         let outer = wrap(&template, &inner, fields);
         prop_assume!(outer.len() > 200);
         for (_, packet) in cut(&outer, 200) {

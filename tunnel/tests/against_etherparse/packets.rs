@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use adit_tunnel::{OuterFields, OuterTemplate};
+use adit_tunnel::{Encapsulation, OuterFields, OuterTemplate};
 use etherparse::{IpDscp, IpEcn, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6Header};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -65,24 +65,51 @@ pub(crate) fn packet(max_payload: usize) -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![ipv4_packet(max_payload), ipv6_packet(max_payload)]
 }
 
-/// A tunnel of either family.
+/// Any kind of tunnel.
+pub(crate) fn encapsulation() -> impl Strategy<Value = Encapsulation> {
+    prop_oneof![
+        Just(Encapsulation::Ipip),
+        any::<bool>().prop_map(|checksum| Encapsulation::Gre { checksum }),
+        any::<(u16, bool)>().prop_map(|(port, checksum)| Encapsulation::Gue { port, checksum }),
+    ]
+}
+
+/// The port by which a receiver knows GUE.
+pub(crate) fn gue_port(template: &OuterTemplate) -> Option<u16> {
+    match template.encapsulation() {
+        Encapsulation::Gue { port, .. } => Some(port),
+        Encapsulation::Ipip | Encapsulation::Gre { .. } => None,
+    }
+}
+
+/// A tunnel of any kind and either family.
 pub(crate) fn template() -> impl Strategy<Value = OuterTemplate> {
+    template_of(encapsulation())
+}
+
+/// A tunnel of these kinds and either family.
+pub(crate) fn template_of(
+    kinds: impl Strategy<Value = Encapsulation>,
+) -> impl Strategy<Value = OuterTemplate> {
     let ends = prop_oneof![
         any::<(Ipv4Addr, Ipv4Addr)>().prop_map(|(a, b)| (IpAddr::V4(a), IpAddr::V4(b))),
         any::<(Ipv6Addr, Ipv6Addr)>().prop_map(|(a, b)| (IpAddr::V6(a), IpAddr::V6(b))),
     ];
-    (ends, 1..=u8::MAX).prop_map(|((source, destination), hop_limit)| {
-        OuterTemplate::new(source, destination, hop_limit).unwrap()
+    (kinds, ends, 1..=u8::MAX).prop_map(|(kind, (source, destination), hop_limit)| {
+        OuterTemplate::with(kind, source, destination, hop_limit).unwrap()
     })
 }
 
 /// Any per-packet fields.
 pub(crate) fn fields() -> impl Strategy<Value = OuterFields> {
-    any::<(bool, u16, u32)>().prop_map(|(dont_fragment, identification, flow_label)| OuterFields {
-        dont_fragment,
-        identification,
-        flow_label,
-    })
+    any::<(bool, u16, u32, u16)>().prop_map(
+        |(dont_fragment, identification, flow_label, entropy)| OuterFields {
+            dont_fragment,
+            identification,
+            flow_label,
+            entropy,
+        },
+    )
 }
 
 /// Wraps `inner` and gives the outer packet alone.

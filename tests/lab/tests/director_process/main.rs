@@ -5,6 +5,7 @@
 mod capture;
 mod reload;
 mod worker;
+mod workers;
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};

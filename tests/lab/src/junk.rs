@@ -2,22 +2,27 @@
 
 use std::net::SocketAddr;
 
-use adit_lab::SERVE_PORT;
-use adit_lab::neighbour::{Mac, arp_request, solicitation};
-use adit_lab::packet::{Trouble, datagram, echo_request, encapsulate, fragments, icmp_error, syn};
-use adit_lab::serve::Pattern;
-use adit_lab::topology::{VIP, VIP6};
+use crate::neighbour::{Mac, arp_request, solicitation};
+use crate::packet::{Trouble, datagram, echo_request, encapsulate, fragments, icmp_error, syn};
+use crate::realserver::SERVE_PORT;
+use crate::serve::Pattern;
+use crate::topology::{VIP, VIP6};
 use etherparse::Ipv4Header;
 
 /// A source of frames.
-pub(crate) struct Junk {
+#[derive(Debug)]
+pub struct Junk {
     random: Pattern,
     seeds: Vec<Vec<u8>>,
 }
 
 impl Junk {
     /// Frames to `destination`, made from valid ones of a client that nobody else uses.
-    pub(crate) fn new(seed: u64, destination: Mac) -> Self {
+    ///
+    /// # Panics
+    /// Never: the addresses are constants.
+    #[must_use]
+    pub fn new(seed: u64, destination: Mac) -> Self {
         let source = [0x02, 0, 0, 0, 0, 0x99];
         let mut packets: Vec<Vec<u8>> = Vec::new();
         for (client, vip, port) in [
@@ -61,7 +66,7 @@ impl Junk {
 
     /// The next frame: a few bytes changed, cut, made longer, or noise from the start; in IPv4
     /// often with a checksum that is right, so that more than the checksum is tried.
-    pub(crate) fn next(&mut self, frame: &mut Vec<u8>) {
+    pub fn next(&mut self, frame: &mut Vec<u8>) {
         frame.clear();
         let which = self.below(self.seeds.len() + 1);
         match self.seeds.get(which) {

@@ -1,0 +1,93 @@
+//! Announcing VIPs by their routes: they are there while a VIP can serve, for a routing daemon to
+//! export, and gone at once when it cannot any more.
+
+use super::workers::Threads;
+use super::{Daemon, DaemonError, Signals, TICK, how_it_ended, now};
+use crate::control::announcement::{Withdrawn, abilities};
+use crate::control::config::Announce;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Keeps the routes of VIPs to what these can do, until the director stops. A withdrawal waits for
+/// nothing but other routes.
+pub(super) async fn keep_announced(daemon: Rc<Daemon>) {
+    if !daemon.is_announced_by_routes() {
+        return;
+    }
+    while !daemon.stopping.get() {
+        // A new snapshot is looked at at once. Holds end without one.
+        let _ = tokio::time::timeout(TICK, daemon.published.notified()).await;
+        if !daemon.look_at_announcements() {
+            continue;
+        }
+        if let Err(error) = daemon.lead_again().await {
+            tracing::error!(%error, "VIPs are announced otherwise than they should be; it is tried again");
+            daemon.state.borrow_mut().host_due = true;
+        }
+    }
+}
+
+impl Daemon {
+    /// Whether the routes of VIPs announce them. A reload cannot change that.
+    pub(super) fn is_announced_by_routes(&self) -> bool {
+        self.state.borrow().config.director.announce == Announce::Route
+    }
+
+    /// Decides which VIPs are announced now; whether that is another decision than before.
+    pub(super) fn look_at_announcements(&self) -> bool {
+        let mut state = self.state.borrow_mut();
+        let snapshot = Arc::clone(&state.snapshot);
+        let changed = state.announcements.look(now(), &abilities(&snapshot));
+        for (vip, announcement) in &changed {
+            match announcement.withdrawn {
+                None => tracing::info!(%vip, "announced"),
+                Some(reason @ Withdrawn::Stopping) => tracing::info!(%vip, %reason, "withdrawn"),
+                Some(reason) => tracing::warn!(%vip, %reason, "withdrawn"),
+            }
+        }
+        !changed.is_empty()
+    }
+
+    /// Brings the routes of the VIPs that are led here to what was decided.
+    async fn lead_again(&self) -> Result<(), String> {
+        let _routing = self.routing.lock().await;
+        if self.stopping.get() {
+            return Ok(());
+        }
+        let leading = self.state.borrow().announcements.leading();
+        let done = self.netlink.set_vip_routes(&leading, self.tap.index()).await;
+        done.map_err(|error| error.to_string())
+    }
+
+    /// Withdraws all VIPs that routes announce, and goes on forwarding while the network learns of
+    /// it. Another signal cuts that short.
+    ///
+    /// # Errors
+    /// When a worker ends meanwhile.
+    pub(super) async fn withdraw(
+        &self,
+        signals: &mut Signals,
+        threads: &mut Threads,
+    ) -> Result<(), DaemonError> {
+        let wait = {
+            let mut state = self.state.borrow_mut();
+            let Some(wait) = state.config.director.withdraw_wait else { return Ok(()) };
+            state.announcements.stop();
+            wait
+        };
+        self.look_at_announcements();
+        if let Err(error) = self.lead_again().await {
+            tracing::error!(%error, "VIPs are not withdrawn before the end");
+        }
+        tracing::info!(?wait, "VIPs are withdrawn; forwarding goes on meanwhile");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => Ok(()),
+            _ = signals.terminate.recv() => Ok(()),
+            _ = signals.interrupt.recv() => Ok(()),
+            (number, end) = threads.first_end() => {
+                let worker = self.workers.name(number);
+                Err(DaemonError::Worker { worker, how: how_it_ended(end) })
+            }
+        }
+    }
+}

@@ -1,0 +1,643 @@
+//! All targets: which there are, when each is due, and what the core is told of them.
+
+use super::blocks::{Blocks, Place};
+use super::target::{Action, Event, Failure, Outcome, State, Step, Target};
+use crate::control::admin::api::{FailuresView, HealthView};
+use crate::control::config::{Config, Health, PROBE_PORTS, Service};
+use crate::dataplane::ids::{DestinationId, VipId};
+use crate::dataplane::packet::{self, Address};
+use crate::dataplane::probe::Probes;
+use crate::dataplane::scheduler::Member;
+use crate::dataplane::time::Time;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+use tokio::sync::Notify;
+
+/// What is known of a target that left the configuration is kept this long: a reload that is rolled
+/// back brings it back, and its ports rest meanwhile.
+const KEPT: Duration = Duration::from_secs(60);
+/// A worker takes an update within this time, several of its ticks of 50 ms: checks from ports or
+/// addresses that were pinned anew wait for that.
+const PIN_TAKEN: Duration = Duration::from_millis(200);
+
+/// What makes a target the same in two configurations.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TargetKey {
+    /// Name of the service.
+    pub service: String,
+    /// Its VIP.
+    pub vip: IpAddr,
+    /// The real server.
+    pub real: IpAddr,
+}
+
+/// A check that is to begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Start {
+    /// Whose.
+    pub target: u64,
+    /// Address and port of this host.
+    pub from: SocketAddr,
+    /// VIP and port.
+    pub to: SocketAddr,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// A state that is another than before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Whose.
+    pub key: TargetKey,
+    /// The new one.
+    pub to: State,
+    /// Why.
+    pub reason: String,
+}
+
+/// The addresses that checks come from, by target, as a snapshot has them.
+pub type Pins = BTreeMap<u64, IpAddr>;
+
+/// The address that the core pins a target's checks by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pin {
+    source: IpAddr,
+    /// First port of the block.
+    first: u16,
+    /// From when on the worker knows.
+    from: Time,
+}
+
+#[derive(Debug)]
+struct Entry {
+    key: TargetKey,
+    target: Target,
+    /// Its block of source ports; `None` where there was none left.
+    block: Option<usize>,
+    pin: Option<Pin>,
+    /// Which port of the block is next.
+    turn: u16,
+    /// Since when the configuration does not name it.
+    gone: Option<Time>,
+}
+
+/// All targets.
+#[derive(Debug, Default)]
+pub struct Board {
+    entries: BTreeMap<u64, Entry>,
+    by_key: HashMap<TargetKey, u64>,
+    /// When targets are due.
+    schedule: BTreeSet<(Time, u64)>,
+    blocks: Blocks,
+    settings: Health,
+    next_id: u64,
+    seed: u64,
+    /// Whether the core has not been told of every state.
+    untold: bool,
+    news: Rc<Notify>,
+}
+
+impl Board {
+    /// Without a target. `seed` makes this director's jitter another than that of others.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Board { seed, ..Board::default() }
+    }
+
+    /// Rings when targets have come or gone, or others are due.
+    #[must_use]
+    pub fn news(&self) -> Rc<Notify> {
+        Rc::clone(&self.news)
+    }
+
+    /// Takes over the targets of a configuration. What is known of those that stay is kept.
+    pub fn configure(&mut self, config: &Config, now: Time) {
+        let same_ports = self.settings.ports == config.health.ports;
+        self.settings = config.health;
+        if !same_ports {
+            self.deal_blocks_anew();
+        }
+        let mut named = BTreeSet::new();
+        for service in &config.services {
+            let Some(check) = service.check else { continue };
+            for real in &service.reals {
+                let key = TargetKey {
+                    service: service.name.clone(),
+                    // Of a prefix the first address stands for all.
+                    vip: service.vip.address(),
+                    real: real.address,
+                };
+                let id = self.by_key.get(&key).copied().unwrap_or_else(|| {
+                    self.next_id += 1;
+                    self.next_id
+                });
+                named.insert(id);
+                match self.entries.get_mut(&id) {
+                    Some(entry) => {
+                        entry.gone = None;
+                        let before = entry.target.rules().port;
+                        entry.target.set_rules(check);
+                        if before != check.port || entry.block.is_none() {
+                            self.move_block(id, before);
+                        }
+                    }
+                    None => self.add(id, key, Target::new(check, now, self.seed ^ id)),
+                }
+            }
+        }
+        let mut forgotten = Vec::new();
+        for (id, entry) in self.entries.iter_mut().filter(|(id, _)| !named.contains(*id)) {
+            let since = *entry.gone.get_or_insert(now);
+            if now.saturating_since(since) >= KEPT {
+                forgotten.push(*id);
+            }
+        }
+        forgotten.into_iter().for_each(|id| self.forget(id));
+        self.schedule = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.gone.is_none())
+            .filter_map(|(id, entry)| Some((entry.target.due()?, *id)))
+            .collect();
+        self.news.notify_one();
+    }
+
+    /// Other ports: what comes from them is new to the worker.
+    fn deal_blocks_anew(&mut self) {
+        self.blocks = Blocks::default();
+        let most = self.settings.blocks();
+        for (id, entry) in &mut self.entries {
+            let place = (entry.key.vip, entry.target.rules().port);
+            let kept = entry.gone.is_none();
+            entry.block = if kept { self.blocks.take(place, *id, most) } else { None };
+            entry.pin = None;
+        }
+    }
+
+    /// A block for a target; where none is left, that of one which is gone.
+    fn take_block(&mut self, place: Place, id: u64) -> Option<usize> {
+        let most = self.settings.blocks();
+        let gone = |(_, entry): &(&u64, &Entry)| {
+            let at = (entry.key.vip, entry.target.rules().port);
+            at == place && entry.gone.is_some() && entry.block.is_some()
+        };
+        self.blocks.take(place, id, most).or_else(|| {
+            let old = self.entries.iter().find(gone).map(|(old, _)| *old)?;
+            self.forget(old);
+            self.blocks.take(place, id, most)
+        })
+    }
+
+    fn add(&mut self, id: u64, key: TargetKey, target: Target) {
+        let place = (key.vip, target.rules().port);
+        let block = self.take_block(place, id);
+        self.by_key.insert(key.clone(), id);
+        let entry = Entry { key, target, block, pin: None, turn: 0, gone: None };
+        self.entries.insert(id, entry);
+    }
+
+    /// A check of another port has a block there.
+    fn move_block(&mut self, id: u64, before: u16) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        let (vip, port) = (entry.key.vip, entry.target.rules().port);
+        entry.pin = None;
+        if let Some(block) = entry.block.take() {
+            self.blocks.release((vip, before), block);
+        }
+        let block = self.take_block((vip, port), id);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.block = block;
+        }
+    }
+
+    fn forget(&mut self, id: u64) {
+        let Some(entry) = self.entries.remove(&id) else { return };
+        self.by_key.remove(&entry.key);
+        if let Some(block) = entry.block {
+            self.blocks.release((entry.key.vip, entry.target.rules().port), block);
+        }
+    }
+
+    /// What checks leave of the members of a service for new flows.
+    pub fn judge(&self, service: &Service, members: &mut [Member]) {
+        if service.check.is_none() {
+            return;
+        }
+        for member in members {
+            match self.find(&service.name, service.vip.address(), member.address).map(Target::state)
+            {
+                Some(State::Down) => member.down = true,
+                // Not known to be dead: a connection that is met in its middle may be its own.
+                Some(State::Unchecked) => member.effective_weight = 0,
+                Some(State::Up) | None => {}
+            }
+        }
+    }
+
+    fn find(&self, service: &str, vip: IpAddr, real: IpAddr) -> Option<&Target> {
+        let key = TargetKey { service: service.to_owned(), vip, real };
+        let entry = self.by_key.get(&key).and_then(|id| self.entries.get(id))?;
+        entry.gone.is_none().then_some(&entry.target)
+    }
+
+    /// What the core is to know of checks, and who comes from where then. `way` is the outer source
+    /// towards a real server.
+    pub fn probes(
+        &self,
+        way: impl Fn(IpAddr) -> Option<IpAddr>,
+        destination: impl Fn(&TargetKey) -> Option<(VipId, DestinationId)>,
+    ) -> (Probes, Pins) {
+        let mut pins = Pins::new();
+        let mut sources: BTreeSet<Address> = BTreeSet::new();
+        let mut places = Vec::new();
+        for ((_, port), owners) in self.blocks.iter() {
+            let mut vip = None;
+            let mut block = Vec::with_capacity(owners.len());
+            for owner in owners {
+                let pinned = owner.and_then(|id| {
+                    let entry = self.entries.get(&id).filter(|entry| entry.gone.is_none())?;
+                    let source = self.source(&entry.key, &way)?;
+                    let (of, destination) = destination(&entry.key)?;
+                    vip = Some(of);
+                    pins.insert(id, source);
+                    sources.insert(packet::address(source));
+                    Some(destination)
+                });
+                block.push(pinned);
+            }
+            places.extend(vip.map(|vip| ((vip, port), block)));
+        }
+        let ports = (self.settings.ports.0, PROBE_PORTS);
+        (Probes::new(ports, sources.into_iter().collect(), places), pins)
+    }
+
+    fn source(&self, key: &TargetKey, way: impl Fn(IpAddr) -> Option<IpAddr>) -> Option<IpAddr> {
+        let fixed = match key.vip {
+            IpAddr::V4(_) => self.settings.source_v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.settings.source_v6.map(IpAddr::V6),
+        };
+        let own = || way(key.real).filter(|source| source.is_ipv4() == key.vip.is_ipv4());
+        fixed.or_else(own)
+    }
+
+    /// The core has been told all this.
+    pub fn told(&mut self, pins: &Pins, now: Time) {
+        self.untold = false;
+        for (id, entry) in &mut self.entries {
+            let block = entry.block.and_then(|block| u16::try_from(block).ok());
+            let first = block.map(|block| self.settings.ports.0 + block * PROBE_PORTS);
+            let wanted = pins.get(id).copied().zip(first);
+            let has = entry.pin.map(|pin| (pin.source, pin.first));
+            if wanted != has {
+                entry.pin =
+                    wanted.map(|(source, first)| Pin { source, first, from: now + PIN_TAKEN });
+            }
+        }
+    }
+
+    /// Whether the core has to be told of a state.
+    #[must_use]
+    pub const fn is_untold(&self) -> bool {
+        self.untold
+    }
+
+    /// When the next check is due.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Time> {
+        self.schedule.first().map(|(at, _)| *at)
+    }
+
+    /// The checks that are due; those that cannot be made have failed at once, and may have changed
+    /// a state. `has_way` says whether this host has a way to a real server.
+    pub fn due(
+        &mut self,
+        now: Time,
+        has_way: impl Fn(IpAddr) -> bool,
+    ) -> (Vec<Start>, Vec<Change>) {
+        let (mut starts, mut changes) = (Vec::new(), Vec::new());
+        while let Some((at, id)) = self.schedule.first().copied().filter(|(at, _)| *at <= now) {
+            self.schedule.remove(&(at, id));
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            if let Some(pin) = entry.pin.filter(|pin| pin.from > now) {
+                entry.target.put_off(pin.from);
+                self.schedule.insert((pin.from, id));
+                continue;
+            }
+            if entry.target.on_event(now, Event::Due) != Action::Start {
+                continue;
+            }
+            let refused = |step, what: &str| Failure { step, what: what.to_owned() };
+            let failure = match entry.pin {
+                _ if !has_way(entry.key.real) => {
+                    refused(Step::NoRoute, "no route to the real server")
+                }
+                Some(pin) => {
+                    let port = pin.first + entry.turn;
+                    entry.turn = (entry.turn + 1) % PROBE_PORTS;
+                    let rules = entry.target.rules();
+                    starts.push(Start {
+                        target: id,
+                        from: SocketAddr::new(pin.source, port),
+                        to: SocketAddr::new(entry.key.vip, rules.port),
+                        timeout: rules.timeout,
+                    });
+                    continue;
+                }
+                None if entry.block.is_none() => {
+                    refused(Step::Local, "no source ports are left: widen `ports` in [health]")
+                }
+                None => refused(Step::Local, "this host has no address to check it from"),
+            };
+            changes.extend(self.finished(now, id, Err(failure)));
+        }
+        (starts, changes)
+    }
+
+    /// A check has ended. `None` where it changes nothing; so does that of a target which is gone.
+    pub fn finished(&mut self, now: Time, id: u64, outcome: Outcome) -> Option<Change> {
+        let entry = self.entries.get_mut(&id)?;
+        let action = entry.target.on_event(now, Event::Finished(outcome));
+        if entry.gone.is_none()
+            && let Some(due) = entry.target.due()
+        {
+            self.schedule.insert((due, id));
+        }
+        let Action::Changed(to) = action else { return None };
+        if entry.gone.is_some() {
+            // Should it come back, the core is told of it then.
+            return None;
+        }
+        self.untold = true;
+        Some(Change { key: entry.key.clone(), to, reason: entry.target.reason() })
+    }
+
+    /// What is known of a target, for people.
+    #[must_use]
+    pub fn view(&self, service: &str, vip: IpAddr, real: IpAddr, now: Time) -> Option<HealthView> {
+        let target = self.find(service, vip, real)?;
+        let last = target.last();
+        let latency = last.and_then(|last| last.outcome.as_ref().ok());
+        let micros = |latency: &Duration| u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        let counts = target.counts();
+        let [local, no_route, refused, unreachable, timeout] = counts.failures;
+        Some(HealthView {
+            check: format!("tcp {}", target.rules().port),
+            state: target.state().name().to_owned(),
+            since_seconds: now.saturating_since(target.since()).as_secs(),
+            last: last.map(|last| match &last.outcome {
+                Ok(_) => "ok".to_owned(),
+                Err(failure) => failure.step.name().to_owned(),
+            }),
+            latency_us: latency.map(micros),
+            age_seconds: last.map(|last| now.saturating_since(last.at).as_secs()),
+            passed: counts.passed,
+            failures: FailuresView { local, no_route, refused, unreachable, timeout },
+            reason: target.reason(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::parse;
+
+    const TEXT: &str = "[director]\ninterface = \"eth0\"\n\
+        [[service]]\nname = \"db\"\nvip = \"192.0.2.1\"\nport = 5432\n\
+        check = { kind = \"tcp\" }\n\
+        [[service.real]]\naddress = \"10.0.0.1\"\n[[service.real]]\naddress = \"10.0.0.2\"\n\
+        [[service]]\nname = \"log\"\nvip = \"192.0.2.1\"\nport = 514\nprotocol = \"udp\"\n\
+        check = { kind = \"tcp\", port = 5432, fall = 1 }\n\
+        [[service.real]]\naddress = \"10.0.0.1\"\n";
+    const SOURCE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 254));
+
+    fn config(text: &str) -> Config {
+        parse(text, "t").unwrap()
+    }
+
+    /// Destinations by the order of services and real servers.
+    fn tell(board: &mut Board, now: Time) -> Probes {
+        let destination = |key: &TargetKey| {
+            let last = if let IpAddr::V4(real) = key.real { real.octets()[3] } else { 0 };
+            let base = if key.service == "db" { 0 } else { 100 };
+            Some((VipId(0), DestinationId(base + u32::from(last))))
+        };
+        let (probes, pins) = board.probes(|_| Some(SOURCE), destination);
+        board.told(&pins, now);
+        probes
+    }
+
+    fn board(now: Time) -> Board {
+        let mut board = Board::new(5);
+        board.configure(&config(TEXT), now);
+        tell(&mut board, now);
+        board
+    }
+
+    fn seconds(n: u64) -> Time {
+        Time(n * 1_000_000_000)
+    }
+
+    /// Lets time go by in steps of 10 ms; `outcome` says what becomes of each check, which ends at once.
+    fn pass(
+        board: &mut Board,
+        from: Time,
+        to: Time,
+        outcome: impl Fn(&Start) -> Outcome,
+    ) -> (usize, Vec<Change>) {
+        let (mut now, mut started, mut changes) = (from, 0, Vec::new());
+        while now < to {
+            let (starts, found) = board.due(now, |_| true);
+            changes.extend(found);
+            started += starts.len();
+            for start in starts {
+                changes.extend(board.finished(now, start.target, outcome(&start)));
+            }
+            now = now + Duration::from_millis(10);
+        }
+        (started, changes)
+    }
+
+    fn timeout() -> Outcome {
+        Err(Failure { step: Step::Timeout, what: "nobody answered".to_owned() })
+    }
+
+    fn members(board: &Board, config: &Config, name: &str) -> Vec<Member> {
+        let service = config.services.iter().find(|s| s.name == name).unwrap();
+        let up = |real: &crate::control::config::Real| Member::up(real.address, 100);
+        let mut members: Vec<Member> = service.reals.iter().map(up).collect();
+        board.judge(service, &mut members);
+        members
+    }
+
+    #[test]
+    fn each_target_is_checked_in_its_own_time_from_its_own_ports() {
+        let mut board = board(seconds(0));
+        assert!(members(&board, &config(TEXT), "db").iter().all(|m| !m.is_eligible() && !m.down));
+        let ports = std::cell::RefCell::new(BTreeMap::<u64, BTreeSet<u16>>::new());
+        let (started, changes) = pass(&mut board, seconds(0), seconds(20), |start| {
+            assert_eq!((start.from.ip(), start.to.port()), (SOURCE, 5432));
+            ports.borrow_mut().entry(start.target).or_default().insert(start.from.port());
+            Ok(Duration::from_micros(300))
+        });
+        assert_eq!(changes.len(), 3, "{changes:?}");
+        assert!((27..=33).contains(&started), "three of them, every two seconds: {started}");
+        let ports: Vec<BTreeSet<u16>> = ports.into_inner().into_values().collect();
+        assert!(ports.iter().all(|p| p.len() == usize::from(PROBE_PORTS)), "{ports:?}");
+        let all: BTreeSet<u16> = ports.iter().flatten().copied().collect();
+        assert_eq!(all.len(), 3 * usize::from(PROBE_PORTS), "none has two owners");
+        assert_eq!(
+            members(&board, &config(TEXT), "db"),
+            members(&Board::new(1), &config(TEXT), "db")
+        );
+    }
+
+    #[test]
+    fn what_the_core_pins_is_where_checks_come_from() {
+        let mut board = board(seconds(0));
+        let probes = tell(&mut board, seconds(0));
+        let mut seen = BTreeSet::new();
+        let due = |n: u64| board.due(Time(n * 10_000_000), |_| true).0;
+        let starts: Vec<Start> = (0..30).flat_map(due).collect();
+        for start in starts {
+            let key = crate::dataplane::conntrack::FlowKey {
+                client: packet::address(start.from.ip()),
+                client_port: start.from.port(),
+                vip: VipId(0),
+                vip_port: start.to.port(),
+                protocol: packet::protocol::TCP,
+            };
+            let entry = &board.entries[&start.target].key;
+            let IpAddr::V4(real) = entry.real else { panic!("{entry:?}") };
+            let base = if entry.service == "db" { 0 } else { 100 };
+            let expected = DestinationId(base + u32::from(real.octets()[3]));
+            assert_eq!(
+                probes.pinned(&key, 255, false),
+                crate::dataplane::probe::Pinned::To(expected)
+            );
+            seen.insert(expected);
+        }
+        assert_eq!(seen.len(), 3);
+    }
+
+    #[test]
+    fn one_that_hangs_delays_nobody() {
+        let mut board = board(seconds(0));
+        let (mut now, mut others) = (seconds(0), 0);
+        let hangs = board.by_key.values().min().copied();
+        while now < seconds(60) {
+            for start in board.due(now, |_| true).0 {
+                // The first one's check never ends.
+                if Some(start.target) != hangs {
+                    others += 1;
+                    board.finished(now, start.target, Ok(Duration::ZERO));
+                }
+            }
+            now = now + Duration::from_millis(10);
+        }
+        assert!((57..=63).contains(&others), "{others}");
+    }
+
+    #[test]
+    fn what_is_known_outlives_reloads_and_even_a_refused_one() {
+        let mut board = board(seconds(0));
+        let down = |start: &Start| {
+            // Of the service `db` the one at .2.
+            if start.from.port() >= 61_004 && start.from.port() < 61_008 {
+                timeout()
+            } else {
+                Ok(Duration::ZERO)
+            }
+        };
+        pass(&mut board, seconds(0), seconds(10), down);
+        let before = members(&board, &config(TEXT), "db");
+        assert_eq!(before.iter().map(|m| m.down).collect::<Vec<_>>(), [false, true]);
+
+        let added = TEXT.replace("port = 514", "port = 515").replacen(
+            "[[service.real]]",
+            "[[service.real]]\naddress = \"10.0.0.0\"\n[[service.real]]",
+            1,
+        );
+        board.configure(&config(&added), seconds(10));
+        let after = members(&board, &config(&added), "db");
+        let known: Vec<_> = after.iter().map(|m| (m.down, m.is_eligible())).collect();
+        assert_eq!(
+            known,
+            [(false, false), (false, true), (true, false)],
+            "the new one is unchecked"
+        );
+
+        // Without the one that is down; then that is taken back.
+        let removed = TEXT.replace("[[service.real]]\naddress = \"10.0.0.2\"\n", "");
+        board.configure(&config(&removed), seconds(11));
+        tell(&mut board, seconds(11));
+        let (_, changes) = pass(&mut board, seconds(11), seconds(20), |start| {
+            assert!(!(61_004..61_008).contains(&start.from.port()), "it is not checked: {start:?}");
+            Ok(Duration::ZERO)
+        });
+        assert_eq!(changes, [], "the others go on as they were");
+        let gone = board.view("db", [192, 0, 2, 1].into(), [10, 0, 0, 2].into(), seconds(20));
+        assert_eq!(gone, None, "what is not checked any more is not shown");
+        board.configure(&config(TEXT), seconds(20));
+        assert_eq!(members(&board, &config(TEXT), "db"), before);
+
+        board.configure(&config(&removed), seconds(21));
+        board.configure(&config(&removed), seconds(21) + KEPT);
+        board.configure(&config(TEXT), seconds(22) + KEPT);
+        let anew = members(&board, &config(TEXT), "db");
+        assert!(!anew[1].down && !anew[1].is_eligible(), "long gone is forgotten");
+    }
+
+    #[test]
+    fn a_check_that_ends_after_its_target_is_gone_is_nobodys() {
+        let mut board = board(seconds(0));
+        let start =
+            (0..30).flat_map(|n| board.due(Time(n * 10_000_000), |_| true).0).next().unwrap();
+        let empty = config("[director]\ninterface = \"eth0\"\n");
+        board.configure(&empty, seconds(1));
+        board.configure(&empty, seconds(2) + KEPT);
+        assert_eq!(board.finished(seconds(100), start.target, timeout()), None);
+        assert_eq!(board.next_due(), None);
+        assert!(!board.is_untold());
+    }
+
+    #[test]
+    fn pins_that_are_new_wait_for_the_worker() {
+        let mut board = board(seconds(0));
+        pass(&mut board, seconds(0), seconds(10), |_| Ok(Duration::ZERO));
+        let other =
+            TEXT.replacen("[[service]]", "[health]\nports = \"50000-50100\"\n[[service]]", 1);
+        board.configure(&config(&other), seconds(10));
+        tell(&mut board, seconds(10));
+        let (early, _) = pass(&mut board, seconds(10), seconds(10) + PIN_TAKEN, |_| timeout());
+        assert_eq!(early, 0);
+        let (_, changes) = pass(&mut board, seconds(10) + PIN_TAKEN, seconds(14), |start| {
+            assert!((50_000..50_012).contains(&start.from.port()), "{start:?}");
+            Ok(Duration::ZERO)
+        });
+        assert_eq!(changes, []);
+    }
+
+    #[test]
+    fn what_cannot_be_tried_is_said_and_only_a_missing_way_takes_a_server_out() {
+        let mut board = board(seconds(0));
+        pass(&mut board, seconds(0), seconds(5), |_| Ok(Duration::ZERO));
+        // The host's address is gone: that is no fault of real servers.
+        let (_, pins) = board.probes(|_| None, |_| Some((VipId(0), DestinationId(0))));
+        board.told(&pins, seconds(5));
+        let (started, changes) = pass(&mut board, seconds(5), seconds(30), |_| timeout());
+        assert_eq!((started, changes), (0, Vec::new()));
+        let db: [IpAddr; 2] = [[192, 0, 2, 1].into(), [10, 0, 0, 1].into()];
+        let view = board.view("db", db[0], db[1], seconds(30)).unwrap();
+        assert_eq!((view.state.as_str(), view.last.as_deref()), ("up", Some("local")));
+        assert!(view.failures.local > 5 && view.reason.contains("no address"), "{view:?}");
+        let mut changes = Vec::new();
+        for n in 0..1000 {
+            changes.extend(board.due(seconds(30) + Duration::from_millis(n * 10), |_| false).1);
+        }
+        assert_eq!(changes.len(), 3, "{changes:?}");
+        assert!(changes.iter().all(|c| c.reason.contains("no route to the real server")));
+    }
+}

@@ -1,0 +1,340 @@
+//! Services as they were found, and what must go before the configuration takes them.
+//!
+//! Each rule here is one of `config::parse`'s that a foreign file may break. What breaks one is
+//! reported and left out, so that the text that is written is always taken.
+
+use super::ledger::Ledger;
+use super::report::{Kind, Remark};
+use super::schedulers::{self, Chosen};
+use super::thresholds::Thresholds;
+use crate::control::config::{
+    DurationBounds, MAX_REALS, MAX_SERVICES, MAX_VIPS, Protocol, WEIGHT, label, not_unicast,
+};
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Entries of real servers in one configuration. Groups multiply them: this many take 4 MB of
+/// text, and a director knows at most some thousand different ones.
+pub(super) const MAX_REAL_ENTRIES: usize = 65_536;
+
+/// Something the input says, for the report.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    pub(super) line: usize,
+    pub(super) words: String,
+}
+
+/// A service that was found.
+#[derive(Debug, Clone)]
+pub(super) struct Service {
+    pub(super) place: Place,
+    pub(super) name: Option<String>,
+    pub(super) vip: IpAddr,
+    /// `None` is every port.
+    pub(super) port: Option<u16>,
+    pub(super) protocol: Protocol,
+    pub(super) scheduler: Chosen,
+    /// Never of TCP, and never with persistence.
+    pub(super) one_packet: bool,
+    pub(super) persistence: Option<Persistence>,
+    pub(super) reals: Vec<Real>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Persistence {
+    pub(super) timeout: Duration,
+    /// Of the VIP's family.
+    pub(super) prefix: u8,
+}
+
+/// A real server that was found.
+#[derive(Debug, Clone)]
+pub(super) struct Real {
+    pub(super) place: Place,
+    pub(super) address: IpAddr,
+    /// As IPVS has it, up to 2^31 − 1.
+    pub(super) weight: u32,
+    pub(super) thresholds: Thresholds,
+    /// Why it is written as a comment only.
+    pub(super) commented: Option<&'static str>,
+}
+
+/// A service as it is written.
+#[derive(Debug, Clone)]
+pub(super) struct Settled {
+    pub(super) line: usize,
+    pub(super) name: String,
+    pub(super) vip: IpAddr,
+    pub(super) port: Option<u16>,
+    pub(super) protocol: Protocol,
+    pub(super) scheduler: Chosen,
+    pub(super) one_packet: bool,
+    pub(super) persistence: Option<Persistence>,
+    pub(super) reals: Vec<SettledReal>,
+    /// Written as a comment: no real server is left.
+    pub(super) commented: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SettledReal {
+    pub(super) address: IpAddr,
+    pub(super) weight: u16,
+    pub(super) thresholds: Thresholds,
+    pub(super) commented: Option<&'static str>,
+}
+
+/// Idle timeouts of the whole director.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Timeouts {
+    pub(super) tcp: Option<Duration>,
+    pub(super) tcp_fin: Option<Duration>,
+    pub(super) udp: Option<Duration>,
+}
+
+/// A number of seconds brought into the range that the configuration takes, and what to say if it
+/// was not in it.
+pub(super) fn bounded(seconds: u64, bounds: &DurationBounds) -> (Duration, Option<Remark>) {
+    let asked = Duration::from_secs(seconds);
+    let taken = asked.clamp(bounds.least, bounds.most);
+    let remark = (taken != asked).then(|| {
+        Remark::changed(
+            format!("{seconds} s is out of range; {} s is taken", taken.as_secs()),
+            bounds.reason,
+        )
+    });
+    (taken, remark)
+}
+
+/// Leaves out what the configuration would refuse.
+pub(super) fn settle(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Settled> {
+    let services = without_bad_vips(services, ledger);
+    let vips: HashSet<IpAddr> = services.iter().map(|service| service.vip).collect();
+    let mut room = Room::default();
+    let mut names = HashSet::new();
+    let mut settled = Vec::new();
+    for mut service in services {
+        service.reals = reals(std::mem::take(&mut service.reals), &vips, &mut room, ledger);
+        let scaled = weights(&service, ledger);
+        let reals: Vec<SettledReal> = service
+            .reals
+            .iter()
+            .zip(scaled)
+            .map(|(real, weight)| SettledReal {
+                address: real.address,
+                weight,
+                thresholds: real.thresholds,
+                commented: real.commented,
+            })
+            .collect();
+        weight_zero(&service, ledger);
+        let commented = reals.iter().all(|real| real.commented.is_some());
+        if commented {
+            ledger.note(
+                Some(service.place.line),
+                None,
+                service.place.words.clone(),
+                Remark::left_out(
+                    "the service is written as a comment: it has no real server that could be \
+                     imported, and would take its VIP's packets and drop them",
+                    "give it real servers and take the comment signs away",
+                ),
+            );
+        }
+        settled.push(Settled {
+            line: service.place.line,
+            name: name(&service, &mut names, ledger),
+            vip: service.vip,
+            port: service.port,
+            protocol: service.protocol,
+            scheduler: service.scheduler,
+            one_packet: service.one_packet,
+            persistence: service.persistence,
+            reals,
+            commented,
+        });
+    }
+    settled
+}
+
+/// Services whose VIP is an address to serve, that are not there twice, and that fit.
+fn without_bad_vips(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Service> {
+    let mut seen = HashSet::new();
+    let mut vips = HashSet::new();
+    let mut kept = Vec::new();
+    for service in services {
+        let remark = if let Some(reason) = not_unicast(service.vip) {
+            Some(Remark::left_out(
+                format!("the VIP {} is {reason}", service.vip),
+                "an address that clients can send to",
+            ))
+        } else if !seen.insert((service.vip, service.protocol, service.port)) {
+            Some(Remark::left_out(
+                "there is a service of this address, port and protocol already",
+                "put its real servers into the first one",
+            ))
+        } else if kept.len() >= MAX_SERVICES {
+            Some(Remark::left_out(
+                format!("a director has at most {MAX_SERVICES} services"),
+                "spread them over several directors",
+            ))
+        } else if !vips.contains(&service.vip) && vips.len() >= MAX_VIPS {
+            Some(Remark::left_out(
+                format!("a director has at most {MAX_VIPS} VIPs"),
+                "spread them over several directors",
+            ))
+        } else {
+            None
+        };
+        match remark {
+            Some(remark) => {
+                let words = format!("{} ({})", service.place.words, service.vip);
+                ledger.note(Some(service.place.line), None, words, remark);
+            }
+            None => {
+                vips.insert(service.vip);
+                kept.push(service);
+            }
+        }
+    }
+    kept
+}
+
+/// What is left of the director's room for real servers.
+#[derive(Default)]
+struct Room {
+    different: HashSet<IpAddr>,
+    entries: usize,
+}
+
+impl Room {
+    /// Why there is none for `address`.
+    fn refuses(&self, address: IpAddr) -> Option<String> {
+        if !self.different.contains(&address) && self.different.len() >= MAX_REALS {
+            return Some(format!("a director has at most {MAX_REALS} different real servers"));
+        }
+        (self.entries >= MAX_REAL_ENTRIES)
+            .then(|| format!("at most {MAX_REAL_ENTRIES} entries of real servers are imported"))
+    }
+
+    fn take(&mut self, address: IpAddr) {
+        self.different.insert(address);
+        self.entries += 1;
+    }
+}
+
+fn reals(
+    reals: Vec<Real>,
+    vips: &HashSet<IpAddr>,
+    room: &mut Room,
+    ledger: &mut Ledger,
+) -> Vec<Real> {
+    let mut seen = HashSet::new();
+    let mut kept = Vec::new();
+    for real in reals {
+        let remark = if let Some(reason) = not_unicast(real.address) {
+            Some(Remark::left_out(
+                format!("the real server is {reason}"),
+                "the address its tunnel ends at",
+            ))
+        } else if vips.contains(&real.address) {
+            Some(Remark::left_out(
+                "the real server's address is a VIP too: the tunnel would lead back",
+                "give the real server's own address",
+            ))
+        } else if seen.contains(&real.address) {
+            Some(Remark::left_out(
+                "this real server is in the service already: here it is told apart by its address \
+                 alone",
+                "give it one entry, with the sum of the weights",
+            ))
+        } else {
+            room.refuses(real.address)
+                .map(|why| Remark::left_out(why, "spread them over several directors"))
+        };
+        match remark {
+            Some(remark) => {
+                ledger.note(Some(real.place.line), None, real.place.words.clone(), remark);
+            }
+            None => {
+                seen.insert(real.address);
+                room.take(real.address);
+                kept.push(real);
+            }
+        }
+    }
+    kept
+}
+
+/// Weights in the configuration's range, in the same proportions.
+fn weights(service: &Service, ledger: &mut Ledger) -> Vec<u16> {
+    let most = *WEIGHT.end();
+    let heaviest = service.reals.iter().max_by_key(|real| real.weight);
+    let Some(heaviest) = heaviest else { return Vec::new() };
+    if heaviest.weight > u32::from(most) {
+        ledger.note(
+            Some(heaviest.place.line),
+            None,
+            heaviest.place.words.clone(),
+            Remark::changed(
+                format!("weights go to {most}: all of the service are divided alike"),
+                "nothing, unless small weights became 1 that were less, or the scheduler compares \
+                 them to connections, as `ovf`, `lblc` and `lblcr` do",
+            ),
+        );
+    }
+    let scale = |weight: u32| -> u16 {
+        if heaviest.weight <= u32::from(most) {
+            return u16::try_from(weight).unwrap_or(most);
+        }
+        let part = u64::from(weight) * u64::from(most) / u64::from(heaviest.weight);
+        // Only a weight of 0 means drained.
+        u16::try_from(part).unwrap_or(most).max(u16::from(weight > 0))
+    };
+    service.reals.iter().map(|real| scale(real.weight)).collect()
+}
+
+/// Says what weight 0 means under schedulers for which it means something else in IPVS.
+fn weight_zero(service: &Service, ledger: &mut Ledger) {
+    if !schedulers::refuses_without_weight(&service.scheduler) {
+        return;
+    }
+    for real in service.reals.iter().filter(|real| real.weight == 0 && real.commented.is_none()) {
+        let remark = schedulers::weight_zero(service.scheduler.kind);
+        ledger.note(Some(real.place.line), None, real.place.words.clone(), remark);
+    }
+}
+
+/// A unique name: the file's own if it can be one, else one made of what the service is.
+fn name(service: &Service, names: &mut HashSet<String>, ledger: &mut Ledger) -> String {
+    if let Some(own) = &service.name {
+        let remark = match label("name", own) {
+            Err((_, help)) => Some(format!("it cannot be a service's name here: {help}")),
+            Ok(_) if names.contains(own) => Some("another service has this name".to_owned()),
+            Ok(_) => None,
+        };
+        match remark {
+            None => {
+                names.insert(own.clone());
+                return own.clone();
+            }
+            Some(why) => ledger.note(
+                Some(service.place.line),
+                None,
+                super::report::visible(own),
+                Remark::new(Kind::Changed, why, "rename the service in the configuration"),
+            ),
+        }
+    }
+    let address = service.vip.to_string().replace(':', "-");
+    let port = service.port.map_or_else(|| "any".to_owned(), |port| port.to_string());
+    let made = format!("{}-{address}-{port}", service.protocol);
+    // Unique by itself, unless the file gave this very name to another service.
+    let mut name = made.clone();
+    let mut number = 2;
+    while !names.insert(name.clone()) {
+        name = format!("{made}-{number}");
+        number += 1;
+    }
+    name
+}

@@ -1,0 +1,256 @@
+//! Every option of keepalived.conf(5) that concerns IPVS, and what becomes of it. Tables: what is
+//! not in them is not understood.
+
+use super::super::report::{Kind, Remark};
+
+/// What becomes of an option.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Taken over, as far as it can be; the code says how.
+    Read(Meaning),
+    /// Left out for this reason.
+    Said(&'static Reason),
+}
+
+/// What an option of a virtual or real server means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meaning {
+    Scheduler,
+    SchedulerFlag,
+    Method,
+    PersistenceTimeout,
+    PersistenceMask,
+    PersistenceEngine,
+    Protocol,
+    Name,
+    OnePacket,
+    Weight,
+    Upper,
+    Lower,
+    RealServer,
+}
+
+/// Why something is left out, and what to do instead.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Reason {
+    pub(super) kind: Kind,
+    pub(super) why: &'static str,
+    pub(super) instead: &'static str,
+}
+
+impl Reason {
+    pub(super) fn remark(&self) -> Remark {
+        Remark::new(self.kind, self.why, self.instead)
+    }
+}
+
+static CHECKS: Reason = Reason {
+    kind: Kind::Later,
+    why: "health checks come in a later release",
+    instead: "until then watch the servers yourself; one that fails: weight = 0, then `adit reload`",
+};
+static NOTIFY: Reason = Reason {
+    kind: Kind::Later,
+    why: "it acts on what health checks find, and they come in a later release",
+    instead: "until then let your monitoring call the script",
+};
+static SORRY: Reason = Reason {
+    kind: Kind::Later,
+    why: "it stands in for servers that checks found dead, and checks come in a later release",
+    instead: "until then, when all have failed: give it an entry of its own and `adit reload`",
+};
+static INHIBIT: Reason = Reason {
+    kind: Kind::Later,
+    why: "health checks come in a later release; whatever takes a server out here, its connections \
+          go on",
+    instead: "until then: weight = 0 for a server that fails, then `adit reload`",
+};
+static VRRP: Reason = Reason {
+    kind: Kind::Later,
+    why: "failover between directors comes in a later release",
+    instead: "until then leave it with keepalived, without the virtual_server blocks; the VIPs of \
+              services are not to be addresses of this host",
+};
+static BFD: Reason = Reason {
+    kind: Kind::Later,
+    why: "it belongs to checks and failover, which come in a later release",
+    instead: "leave it with keepalived",
+};
+static TRACKED: Reason = Reason {
+    kind: Kind::Later,
+    why: "it belongs to checks and failover, which come in a later release",
+    instead: "leave it with keepalived",
+};
+static HOST: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "addresses, routes and rules of the host are not Adit's",
+    instead: "set them up with the system's own means, or leave them with keepalived",
+};
+static PROCESS: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "it is about keepalived's own processes",
+    instead: "nothing, or the like of it in a drop-in of adit.service",
+};
+static GLOBAL: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "it is about keepalived itself, its mails, scripts and VRRP",
+    instead: "nothing, unless keepalived goes on to do these",
+};
+static SNMP: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "real servers have no names here",
+    instead: "tell them apart by address, as `adit list` does",
+};
+static INTERNAL: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "it is about how the kernel stores a service",
+    instead: "nothing",
+};
+static FAMILY: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "it is about services by firewall mark; here the VIP says its family",
+    instead: "nothing",
+};
+
+type Table = &'static [(&'static str, Fate)];
+
+use Fate::{Read, Said};
+
+/// Blocks and options outside of any block; those of `virtual_server` and its groups are read.
+pub(super) static TOP: &[(&str, &Reason)] = &[
+    ("vrrp_instance", &VRRP),
+    ("vrrp_sync_group", &VRRP),
+    ("vrrp_script", &VRRP),
+    ("vrrp_track_process", &VRRP),
+    ("track_process", &VRRP),
+    ("vrrp_track_file", &TRACKED),
+    ("track_file", &TRACKED),
+    ("track_group", &VRRP),
+    ("garp_group", &VRRP),
+    ("linkbeat_interfaces", &VRRP),
+    ("interface_up_down_delays", &VRRP),
+    ("bfd_instance", &BFD),
+    ("static_ipaddress", &HOST),
+    ("static_routes", &HOST),
+    ("static_rules", &HOST),
+    ("SSL", &CHECKS),
+    ("net_namespace", &PROCESS),
+    ("net_namespace_ipvs", &PROCESS),
+    ("namespace_with_ipsets", &PROCESS),
+    ("instance", &PROCESS),
+    ("use_pid_dir", &PROCESS),
+    ("child_wait_time", &PROCESS),
+    ("random_seed", &PROCESS),
+];
+
+/// What an option of `global_defs` is left out for, but for `lvs_timeouts`.
+pub(super) static GLOBAL_OPTION: &Reason = &GLOBAL;
+
+/// Options of `virtual_server`.
+pub(super) static VIRTUAL_SERVER: Table = &[
+    ("lvs_sched", Read(Meaning::Scheduler)),
+    ("lb_algo", Read(Meaning::Scheduler)),
+    ("flag-1", Read(Meaning::SchedulerFlag)),
+    ("flag-2", Read(Meaning::SchedulerFlag)),
+    ("flag-3", Read(Meaning::SchedulerFlag)),
+    ("sh-port", Read(Meaning::SchedulerFlag)),
+    ("sh-fallback", Read(Meaning::SchedulerFlag)),
+    ("mh-port", Read(Meaning::SchedulerFlag)),
+    ("mh-fallback", Read(Meaning::SchedulerFlag)),
+    ("hashed", Said(&INTERNAL)),
+    ("ops", Read(Meaning::OnePacket)),
+    ("lvs_method", Read(Meaning::Method)),
+    ("lb_kind", Read(Meaning::Method)),
+    ("persistence_engine", Read(Meaning::PersistenceEngine)),
+    ("persistence_timeout", Read(Meaning::PersistenceTimeout)),
+    ("persistence_granularity", Read(Meaning::PersistenceMask)),
+    ("protocol", Read(Meaning::Protocol)),
+    ("snmp_name", Read(Meaning::Name)),
+    ("weight", Read(Meaning::Weight)),
+    ("real_server", Read(Meaning::RealServer)),
+    ("ip_family", Said(&FAMILY)),
+    ("ha_suspend", Said(&CHECKS)),
+    ("smtp_alert", Said(&NOTIFY)),
+    ("virtualhost", Said(&CHECKS)),
+    ("alpha", Said(&CHECKS)),
+    ("omega", Said(&NOTIFY)),
+    ("quorum", Said(&CHECKS)),
+    ("hysteresis", Said(&CHECKS)),
+    ("quorum_up", Said(&NOTIFY)),
+    ("quorum_down", Said(&NOTIFY)),
+    ("sorry_server", Said(&SORRY)),
+    ("sorry_server_inhibit", Said(&SORRY)),
+    ("sorry_server_lvs_method", Said(&SORRY)),
+    ("connect_timeout", Said(&CHECKS)),
+    ("retry", Said(&CHECKS)),
+    ("delay_before_retry", Said(&CHECKS)),
+    ("warmup", Said(&CHECKS)),
+    ("delay_loop", Said(&CHECKS)),
+    ("inhibit_on_failure", Said(&INHIBIT)),
+];
+
+/// Options of `real_server`. Checks are reported with all that is in them.
+pub(super) static REAL_SERVER: Table = &[
+    ("weight", Read(Meaning::Weight)),
+    ("lvs_method", Read(Meaning::Method)),
+    ("uthreshold", Read(Meaning::Upper)),
+    ("lthreshold", Read(Meaning::Lower)),
+    ("notify_up", Said(&NOTIFY)),
+    ("notify_down", Said(&NOTIFY)),
+    ("smtp_alert", Said(&NOTIFY)),
+    ("virtualhost", Said(&CHECKS)),
+    ("snmp_name", Said(&SNMP)),
+    ("alpha", Said(&CHECKS)),
+    ("connect_timeout", Said(&CHECKS)),
+    ("retry", Said(&CHECKS)),
+    ("delay_before_retry", Said(&CHECKS)),
+    ("warmup", Said(&CHECKS)),
+    ("delay_loop", Said(&CHECKS)),
+    ("inhibit_on_failure", Said(&INHIBIT)),
+    ("HTTP_GET", Said(&CHECKS)),
+    ("SSL_GET", Said(&CHECKS)),
+    ("TCP_CHECK", Said(&CHECKS)),
+    ("SMTP_CHECK", Said(&CHECKS)),
+    ("DNS_CHECK", Said(&CHECKS)),
+    ("UDP_CHECK", Said(&CHECKS)),
+    ("PING_CHECK", Said(&CHECKS)),
+    ("MISC_CHECK", Said(&CHECKS)),
+    ("BFD_CHECK", Said(&CHECKS)),
+    ("FILE_CHECK", Said(&CHECKS)),
+];
+
+/// What becomes of an option, if the table has it.
+pub(super) fn fate(table: Table, name: &str) -> Option<Fate> {
+    table.iter().find(|(option, _)| *option == name).map(|(_, fate)| *fate)
+}
+
+/// Every option that is known, for the documentation to be held against.
+#[must_use]
+pub fn known() -> Vec<&'static str> {
+    let blocks =
+        ["virtual_server", "virtual_server_group", "global_defs", "lvs_timeouts", "fwmark"];
+    let top = TOP.iter().map(|(name, _)| *name);
+    let options = VIRTUAL_SERVER.iter().chain(REAL_SERVER).map(|(name, _)| *name);
+    blocks.into_iter().chain(top).chain(options).collect()
+}
+
+/// Options outside of `virtual_server` that differ from others in nothing but their names.
+pub const TREATED_ALIKE: &[&str] = &[
+    "vrrp_sync_group",
+    "vrrp_track_process",
+    "track_process",
+    "vrrp_track_file",
+    "track_group",
+    "garp_group",
+    "linkbeat_interfaces",
+    "interface_up_down_delays",
+    "static_routes",
+    "static_rules",
+    "net_namespace",
+    "net_namespace_ipvs",
+    "namespace_with_ipsets",
+    "instance",
+    "use_pid_dir",
+    "child_wait_time",
+    "random_seed",
+];
