@@ -5,7 +5,7 @@
 //! what changes too often (RFC 2439, RFC 7196). So one that was withdrawn for the second time within
 //! [`LASTS`] of its announcement waits for a second, then for two, up to [`LONGEST_HOLD`].
 
-use crate::control::netlink::vip_routes::Leading;
+use crate::control::netlink::vip_routes::{Leading, Reserve};
 use crate::dataplane::snapshot::{Link, Snapshot};
 use crate::dataplane::time::Time;
 use crate::dataplane::vip_prefix::VipPrefix;
@@ -193,14 +193,14 @@ impl Announcements {
         self.vips.iter().map(|(vip, announcement)| (*vip, announcement))
     }
 
-    /// How each is to be led to the TAP.
+    /// How each is to be led to the TAP, with a route in reserve as `reserve` says.
     #[must_use]
-    pub fn leading(&self) -> Vec<(VipPrefix, Leading)> {
-        let leading = |announcement: &Announcement| match announcement.withdrawn {
-            None => Leading::Announced,
-            Some(_) => Leading::Reserve,
+    pub fn leading(&self, reserve: impl Fn(VipPrefix) -> Reserve) -> Vec<(VipPrefix, Leading)> {
+        let leading = |vip, announcement: &Announcement| match announcement.withdrawn {
+            None => Leading::Announced(reserve(vip)),
+            Some(_) => Leading::Withdrawn(reserve(vip)),
         };
-        self.iter().map(|(vip, announcement)| (vip, leading(announcement))).collect()
+        self.iter().map(|(vip, announcement)| (vip, leading(vip, announcement))).collect()
     }
 }
 

@@ -18,6 +18,9 @@ fn vip(last: u8) -> VipPrefix {
     VipPrefix::host([192, 0, 2, last].into())
 }
 
+const ANNOUNCED: Leading = Leading::Announced(Reserve::BehindOthers);
+const WITHDRAWN: Leading = Leading::Withdrawn(Reserve::BehindOthers);
+
 const WAY: Link = Link::Kernel { egress: EgressId(1) };
 
 fn up(last: u8) -> Member {
@@ -129,11 +132,13 @@ impl Walk {
         let new = std::mem::take(&mut self.new);
         let told = new || before != self.leading();
         assert_eq!(changed.len(), usize::from(told), "{changed:?}");
-        self.leading() == Leading::Announced
+        self.leading() == ANNOUNCED
     }
 
     fn leading(&self) -> Leading {
-        let [(_, leading)] = self.announcements.leading()[..] else { panic!("one VIP") };
+        let [(_, leading)] = self.announcements.leading(|_| Reserve::BehindOthers)[..] else {
+            panic!("one VIP")
+        };
         leading
     }
 
@@ -145,7 +150,7 @@ impl Walk {
 #[test]
 fn a_vip_is_withdrawn_at_once_and_comes_back_at_once_where_announcements_last() {
     let mut walk = Walk::new();
-    assert_eq!(walk.leading(), Leading::Reserve, "nobody has looked");
+    assert_eq!(walk.leading(), WITHDRAWN, "nobody has looked");
     assert!(walk.after(0.0, Ability::Serves));
     for _ in 0..100 {
         for cannot in [Ability::NoService, Ability::NoneTakesFlows, Ability::NoWay] {
@@ -194,16 +199,16 @@ fn a_vip_that_stays_keeps_its_announcement_and_one_that_left_is_new() {
     announcements.look(Time(1), &all);
     announcements.follow([vip(1), vip(2)]);
     assert_eq!(
-        announcements.leading(),
-        [(vip(1), Leading::Announced), (vip(2), Leading::Reserve)],
+        announcements.leading(|_| Reserve::BehindOthers),
+        [(vip(1), ANNOUNCED), (vip(2), WITHDRAWN)],
         "the new one was not looked at"
     );
     announcements.look(Time(2), &all);
     announcements.follow([vip(2)]);
     announcements.follow([vip(1), vip(2)]);
-    let leading = [(vip(1), Leading::Reserve), (vip(2), Leading::Announced)];
-    assert_eq!(announcements.leading(), leading);
+    let leading = [(vip(1), WITHDRAWN), (vip(2), ANNOUNCED)];
+    assert_eq!(announcements.leading(|_| Reserve::BehindOthers), leading);
     // A VIP without a service, whose connections go on.
     announcements.look(Time(3), &BTreeMap::from([(vip(2), Ability::Serves)]));
-    assert_eq!(announcements.leading(), leading);
+    assert_eq!(announcements.leading(|_| Reserve::BehindOthers), leading);
 }

@@ -5,6 +5,9 @@ use super::workers::Threads;
 use super::{Daemon, DaemonError, Signals, TICK, how_it_ended, now};
 use crate::control::announcement::{Withdrawn, abilities};
 use crate::control::config::Announce;
+use crate::control::netlink::vip_routes::{Leading, Reserve};
+use crate::dataplane::vip_prefix::VipPrefix;
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -48,13 +51,26 @@ impl Daemon {
         !changed.is_empty()
     }
 
+    /// How the VIPs that routes announce are to be led to the TAP, as was decided last.
+    pub(super) fn leading_by_routes(&self) -> Vec<(VipPrefix, Leading)> {
+        let state = self.state.borrow();
+        let services = state.config.services.iter();
+        let checked: BTreeSet<VipPrefix> =
+            services.filter(|service| service.check.is_some()).map(|service| service.vip).collect();
+        // Checks of a VIP that is withdrawn are to reach real servers through this director.
+        state.announcements.leading(|vip| match checked.contains(&vip) {
+            true => Reserve::BeforeOthers,
+            false => Reserve::BehindOthers,
+        })
+    }
+
     /// Brings the routes of the VIPs that are led here to what was decided.
     async fn lead_again(&self) -> Result<(), String> {
         let _routing = self.routing.lock().await;
         if self.stopping.get() {
             return Ok(());
         }
-        let leading = self.state.borrow().announcements.leading();
+        let leading = self.leading_by_routes();
         let done = self.netlink.set_vip_routes(&leading, self.tap.index()).await;
         done.map_err(|error| error.to_string())
     }

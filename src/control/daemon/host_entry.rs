@@ -95,7 +95,7 @@ impl Daemon {
     /// and of which VIPs.
     pub(super) fn leading(&self, vips: &BTreeSet<VipPrefix>) -> Vec<(VipPrefix, Leading)> {
         if self.is_announced_by_routes() {
-            self.state.borrow().announcements.leading()
+            self.leading_by_routes()
         } else {
             vips.iter().map(|vip| (*vip, Leading::First)).collect()
         }

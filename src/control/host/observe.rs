@@ -8,7 +8,7 @@ use crate::control::flow_region;
 use crate::control::netlink::egress::{Survey, Wanted};
 use crate::control::netlink::links::Link;
 use crate::control::netlink::routes::Route;
-use crate::control::netlink::vip_routes::TAP_METRIC;
+use crate::control::netlink::vip_routes::CHECKED_RESERVE_METRIC;
 use crate::control::netlink::{Netlink, NetlinkError};
 use std::collections::BTreeSet;
 use std::fs;
@@ -108,7 +108,7 @@ pub async fn observe(config: &Config) -> Result<HostFacts, NetlinkError> {
     }
     // Where routes announce VIPs, a routing daemon may have learnt the same from another director.
     let by_routes = director.announce == Announce::Route;
-    let worst = if by_routes { TAP_METRIC } else { u32::MAX };
+    let worst = if by_routes { CHECKED_RESERVE_METRIC } else { u32::MAX };
     let routed = netlink.foreign_routes(worst).await?;
     let leads_past = |vip: &VipPrefix| routed.iter().any(|route| vip.covers(route));
     facts.foreign_routes = config.vips().into_iter().filter(leads_past).collect();

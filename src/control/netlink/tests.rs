@@ -6,7 +6,7 @@ use super::watch::{HostChange, HostWatch};
 use super::xfrm::XfrmPolicies;
 use super::{
     Netlink,
-    vip_routes::{Leading, VipRoute},
+    vip_routes::{Leading, Reserve, VipRoute},
 };
 use crate::control::config::{RealTunnel, VipPrefix};
 use crate::control::runtime;
@@ -142,13 +142,13 @@ fn a_withdrawn_vip_has_no_route_that_is_exported_and_others_go_before_what_is_le
         let (tap, other) = (index("tap0").await, index("other").await);
         let vips = [ip("192.0.2.1"), ip("2001:db8:1::1")];
         let prefixes = vips.map(VipPrefix::host);
-        let announced = prefixes.map(|vip| (vip, Leading::Announced));
-        let withdrawn = prefixes.map(|vip| (vip, Leading::Reserve));
+        let announced = prefixes.map(|vip| (vip, Leading::Announced(Reserve::BehindOthers)));
+        let withdrawn = prefixes.map(|vip| (vip, Leading::Withdrawn(Reserve::BehindOthers)));
         let way = async |vip| netlink.route_to(vip, None).await.unwrap().interface;
         // What a routing daemon would export.
         let exported = async || {
             let routes = netlink.vip_routes().await.unwrap();
-            routes.iter().filter(|r| r.tap.is_some() && !r.reserve).count()
+            routes.iter().filter(|r| r.tap.is_some() && r.reserve.is_none()).count()
         };
 
         netlink.set_vip_routes(&withdrawn, tap).await.unwrap();
@@ -175,6 +175,22 @@ fn a_withdrawn_vip_has_no_route_that_is_exported_and_others_go_before_what_is_le
 
         assert!(netlink.foreign_routes(1).await.unwrap().is_empty());
         assert_eq!(netlink.foreign_routes(32).await.unwrap(), prefixes);
+        // One whose real servers are checked from here is no longer left to the other director.
+        let checked = prefixes.map(|vip| (vip, Leading::Withdrawn(Reserve::BeforeOthers)));
+        let (missing, unwanted) = netlink.astray_vip_routes(&checked, tap).await.unwrap();
+        assert_eq!((missing.len(), unwanted.len()), (2, 2), "{missing:?} {unwanted:?}");
+        netlink.set_vip_routes(&checked, tap).await.unwrap();
+        assert_eq!(exported().await, 0);
+        for vip in vips {
+            assert_eq!(way(vip).await, Some(tap), "checks of {vip} reach another director");
+        }
+        let (missing, unwanted) = netlink.astray_vip_routes(&checked, tap).await.unwrap();
+        assert_eq!((missing.len(), unwanted.len()), (0, 0), "{missing:?} {unwanted:?}");
+        // The blackhole and one to the TAP: none is left of the reserve before.
+        assert_eq!(netlink.vip_routes().await.unwrap().len(), 4);
+        netlink.set_vip_routes(&withdrawn, tap).await.unwrap();
+        assert_eq!(way(vips[0]).await, Some(other), "checks have ended");
+
         netlink.remove_vip_routes(&prefixes, tap).await.unwrap();
         assert_eq!(netlink.vip_routes().await.unwrap(), []);
     });

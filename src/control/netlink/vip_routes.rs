@@ -6,9 +6,10 @@
 //! them, in circles.
 //!
 //! Where routes announce VIPs (`announce = "route"`), the first is there only while the VIP can
-//! serve, for a routing daemon to export. A third one then leads to the TAP as long as there is one:
-//! nearly the worst, so that a route which a daemon has learnt wins, and what still comes for
-//! a VIP that was withdrawn a moment ago is forwarded.
+//! serve, for a routing daemon to export. A third one then leads to the TAP as long as there is one,
+//! so that what still comes for a VIP that was withdrawn a moment ago is forwarded: nearly the worst,
+//! so that a route which a daemon has learnt wins, or, where real servers are checked, better than
+//! those (see [`Reserve`]).
 //!
 //! A clean stop removes all. After `kill -9` the blackhole routes stay, and the next start takes
 //! them over, or removes those of VIPs that are no longer configured. Routes of others are never
@@ -31,8 +32,10 @@ pub const ROUTE_PROTOCOL: u8 = 173;
 /// Metric of the route to the TAP. IPv6 counts 0 as "not given" (and takes 1024), IPv4 as the
 /// best.
 pub const TAP_METRIC: u32 = 1;
-/// Metric of the route to the TAP that is not announced: worse than those of routing daemons, better
-/// than nothing. (FRR reads the upper 8 bits as a distance, which is the worst then.)
+/// Metric of [`Reserve::BeforeOthers`]: the next one, which nobody exports.
+pub const CHECKED_RESERVE_METRIC: u32 = TAP_METRIC + 1;
+/// Metric of [`Reserve::BehindOthers`]: worse than those of routing daemons, better than nothing. (FRR
+/// reads the upper 8 bits as a distance, which is the worst then.)
 const RESERVE_METRIC: u32 = u32::MAX - 1;
 /// The worst metric there is.
 const BLACKHOLE_METRIC: u32 = u32::MAX;
@@ -44,8 +47,19 @@ pub struct VipRoute {
     pub vip: VipPrefix,
     /// The TAP it leads to; `None` for the blackhole behind.
     pub tap: Option<u32>,
-    /// Whether it is the one that is not announced.
-    pub reserve: bool,
+    /// Which one it is of those that are not announced; `None` for the one that is, and the blackhole.
+    pub reserve: Option<Reserve>,
+}
+
+/// Which way goes first while a VIP is withdrawn: the one to the TAP, or one that a routing daemon
+/// has learnt from another director.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reserve {
+    /// The TAP's. For VIPs whose real servers are checked: checks of this host would otherwise be
+    /// answered by the other director's real servers, and bring a VIP back that cannot serve here.
+    BeforeOthers,
+    /// The learnt one.
+    BehindOthers,
 }
 
 /// How a VIP is led to the TAP.
@@ -53,16 +67,16 @@ pub struct VipRoute {
 pub enum Leading {
     /// Before all other ways; routes do not announce it.
     First,
-    /// Before all other ways, which a routing daemon exports.
-    Announced,
-    /// Where there is no other way; a routing daemon exports nothing.
-    Reserve,
+    /// Before all other ways, which a routing daemon exports, and in reserve.
+    Announced(Reserve),
+    /// In reserve alone; a routing daemon exports nothing.
+    Withdrawn(Reserve),
 }
 
 impl fmt::Display for VipRoute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.tap {
-            Some(_) if self.reserve => write!(f, "the route of {} in reserve", self.vip),
+            Some(_) if self.reserve.is_some() => write!(f, "the route of {} in reserve", self.vip),
             Some(_) => write!(f, "the route of {} to the TAP", self.vip),
             None => write!(f, "the blackhole route of {}", self.vip),
         }
@@ -74,22 +88,27 @@ impl VipRoute {
     /// alone.
     #[must_use]
     pub fn pair(vip: VipPrefix, tap: u32) -> [VipRoute; 2] {
-        [None, Some(tap)].map(|tap| VipRoute { vip, tap, reserve: false })
+        [None, Some(tap)].map(|tap| VipRoute { vip, tap, reserve: None })
     }
 
     /// All routes of a VIP that is led so, in the order in which they are made.
     pub fn all(vip: VipPrefix, tap: u32, leading: Leading) -> impl Iterator<Item = VipRoute> {
         let [behind, first] = Self::pair(vip, tap);
-        let reserve = VipRoute { reserve: true, ..first };
-        let reserve = (leading != Leading::First).then_some(reserve);
-        let first = (leading != Leading::Reserve).then_some(first);
+        let (reserve, first) = match leading {
+            Leading::First => (None, Some(first)),
+            Leading::Announced(reserve) => (Some(reserve), Some(first)),
+            Leading::Withdrawn(reserve) => (Some(reserve), None),
+        };
+        let reserve =
+            reserve.map(|reserve| VipRoute { vip, tap: Some(tap), reserve: Some(reserve) });
         [Some(behind), reserve, first].into_iter().flatten()
     }
 
     fn metric(self) -> u32 {
         match (self.tap, self.reserve) {
-            (Some(_), false) => TAP_METRIC,
-            (Some(_), true) => RESERVE_METRIC,
+            (Some(_), None) => TAP_METRIC,
+            (Some(_), Some(Reserve::BeforeOthers)) => CHECKED_RESERVE_METRIC,
+            (Some(_), Some(Reserve::BehindOthers)) => RESERVE_METRIC,
             (None, _) => BLACKHOLE_METRIC,
         }
     }
@@ -154,10 +173,10 @@ impl Netlink {
     ) -> Result<(Vec<VipRoute>, Vec<VipRoute>), NetlinkError> {
         let present = self.vip_routes().await?;
         let mut wanted = wanted(vips, tap);
+        let by_routes: Vec<VipPrefix> =
+            vips.iter().filter(|(_, how)| *how != Leading::First).map(|(vip, _)| *vip).collect();
         let withdrawn = |route: &VipRoute| {
-            route.tap == Some(tap)
-                && !wanted.contains(route)
-                && vips.contains(&(route.vip, Leading::Reserve))
+            route.tap == Some(tap) && !wanted.contains(route) && by_routes.contains(&route.vip)
         };
         let unwanted = present.iter().filter(|route| withdrawn(route)).copied().collect();
         wanted.retain(|route| !present.contains(route));
@@ -176,7 +195,7 @@ impl Netlink {
     ) -> Result<(), NetlinkError> {
         let mut ours = stale(&self.vip_routes().await?, &[], tap);
         ours.retain(|route| vips.contains(&route.vip));
-        ours.sort_by_key(|route| (route.tap.is_none(), route.reserve));
+        ours.sort_by_key(|route| (route.tap.is_none(), route.reserve.is_some()));
         for route in ours {
             self.remove_vip_route(route).await?;
         }
@@ -315,7 +334,11 @@ fn ours(message: &RouteMessage) -> Option<VipRoute> {
     });
     // IPv6 shows blackhole routes with the loopback device.
     let tap = if message.header.kind == RouteType::BlackHole { None } else { oif };
-    let reserve = tap.is_some() && metric(message) == RESERVE_METRIC;
+    let reserve = tap.and_then(|_| match metric(message) {
+        CHECKED_RESERVE_METRIC => Some(Reserve::BeforeOthers),
+        RESERVE_METRIC => Some(Reserve::BehindOthers),
+        _ => None,
+    });
     Some(VipRoute { vip: destination(message)?, tap, reserve })
 }
 
@@ -343,8 +366,8 @@ mod tests {
     fn only_what_is_ours_and_unwanted_is_stale() {
         let vip = |last: u8| VipPrefix::host(std::net::IpAddr::from([192, 0, 2, last]));
         let wanted = VipRoute::pair(vip(1), 7);
-        let leftover = VipRoute { vip: vip(2), tap: None, reserve: false };
-        let old = VipRoute { vip: vip(3), tap: Some(7), reserve: false };
+        let leftover = VipRoute { vip: vip(2), tap: None, reserve: None };
+        let old = VipRoute { vip: vip(3), tap: Some(7), reserve: None };
         let other_director = VipRoute::pair(vip(4), 9);
         let mut present = vec![wanted[0], wanted[1], leftover, old];
         present.extend(other_director);

@@ -33,6 +33,10 @@ use nix::sys::signal::Signal;
 /// The VIP that both directors have with both real servers: who answers does not depend on the way.
 const COMMON: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 20));
 
+/// Checks of a VIP: quick, and slow enough for a busy computer.
+const CHECK: &str = "{ kind = \"tcp\", interval = \"500ms\", timeout = \"400ms\", rise = 2, fall = 3, \
+                     down_interval = \"500ms\" }";
+
 /// Until clients' new sessions must be served by the other director. Withdrawal, BGP and both
 /// tables take milliseconds; a SYN that was lost is sent again after a second, and others keep the
 /// computer busy.
@@ -260,6 +264,7 @@ fn the_network_follows_what_directors_can_serve() {
 
     drained_and_back(&lab, &one, &mut first, &mut session);
     without_a_way_and_back(&lab, &one, &first, &mut session);
+    down_by_checks_and_back(&lab, &one, &mut first, &mut session);
 
     let start = now();
     first.kill().unwrap();
@@ -334,6 +339,64 @@ fn without_a_way_and_back(lab: &Lab, one: &Site, first: &Director, session: &mut
     // This one was withdrawn for the second time within a minute.
     wait_served(lab, VIP, "real1", start, "a way that came back");
     goes_on(session);
+}
+
+/// A VIP's only real server fails its checks, while another director has one that would pass them. Checks
+/// never go by the way that is learnt from there, which would bring the VIP back for nothing.
+fn down_by_checks_and_back(
+    lab: &Lab,
+    one: &Site,
+    first: &mut Director,
+    session: &mut Conversation,
+) {
+    let real1 = &lab.reals[0];
+    let at = |vip| SocketAddr::new(vip, SERVE_PORT);
+    let checked = [
+        Service::tcp("tcp4", at(VIP)).address(real1.address(false), 100).set("check", CHECK),
+        Service::tcp("common", at(COMMON)).reals(&lab.reals),
+    ];
+    let start = now();
+    let done = first.reload(&config(&checked)).unwrap();
+    assert!(done.success, "{}", done.text);
+    let up = first.adit(&["list", "--health", "--wait", "30s"]).unwrap();
+    assert!(up.success, "{}", up.text);
+    wait_served(lab, VIP, "real1", start, "the first check");
+
+    let start = now();
+    real1.machine().sh(&format!("ip addr del {VIP}/32 dev tunl0")).unwrap();
+    wait_served(lab, VIP, "real2", start, "failed checks");
+    wait_until(SOON, "the other way", || {
+        one.host.sh(&format!("ip route show {VIP}")).unwrap().contains("via 10.5.1.1")
+    })
+    .unwrap();
+    // Two that pass in a row would bring it back.
+    let (passed, failed) = checks(first);
+    wait_until(SOON, "more checks that fail", || checks(first).1 >= failed + 6)
+        .unwrap_or_else(|error| panic!("{error}: {:?}, before {passed} {failed}", checks(first)));
+    assert_eq!(checks(first).0, passed, "checks were answered by the other director's real server");
+    assert_eq!(said(first, VIP), (false, "no real server takes new connections".to_owned()));
+    goes_on(session);
+
+    let start = now();
+    real1.machine().sh(&format!("ip addr replace {VIP}/32 dev tunl0")).unwrap();
+    wait_served(lab, VIP, "real1", start, "checks that pass");
+    let start = now();
+    let done = first.reload(&config(&services(real1, 100, &lab.reals))).unwrap();
+    assert!(done.success, "{}", done.text);
+    wait_served(lab, VIP6, "real1", start, "an IPv6 VIP that was left out for a while");
+    goes_on(session);
+}
+
+/// How many checks have passed and failed, of all real servers.
+fn checks(director: &Director) -> (u64, u64) {
+    let rows = director.json(&["list", "--health"]).unwrap();
+    let (mut passed, mut failed) = (0, 0);
+    for row in rows.as_array().unwrap() {
+        passed += row["passed"].as_u64().unwrap();
+        let failures = row["failures"].as_object().unwrap();
+        failed += failures.values().map(|count| count.as_u64().unwrap()).sum::<u64>();
+    }
+    (passed, failed)
 }
 
 /// A director is told to stop under load, with a router that is slow to choose another way.
