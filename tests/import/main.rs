@@ -114,7 +114,35 @@ fn what_the_configuration_refuses_is_left_out() {
             Some((1, "a multicast address")),
         ),
         (rules(&[service]), (0, 0), Some((1, "no real server"))),
-        (rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -g"]), (0, 0), Some((2, "(DR)"))),
+        (rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -g"]), (1, 1), Some((2, "(DR)"))),
+        (
+            rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i --tun-type gue --tun-port 7"]),
+            (1, 1),
+            None,
+        ),
+        (
+            rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i --tun-type gue"]),
+            (1, 1),
+            Some((2, "6080 is taken")),
+        ),
+        (
+            rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i --tun-port 7"]),
+            (1, 1),
+            Some((2, "another kind of tunnel")),
+        ),
+        (
+            rules(&[
+                service,
+                "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i --tun-type gre --tun-csum --tun-nocsum",
+            ]),
+            (1, 1),
+            Some((2, "twice, or otherwise")),
+        ),
+        (
+            rules(&[service, "-a -t 192.0.2.1:80 -r 10.0.0.1:80 -i --tun-type gre --tun-remcsum"]),
+            (1, 1),
+            Some((2, "remote checksum offload")),
+        ),
         (rules(&[real]), (0, 0), Some((1, "no line above adds its service"))),
         (
             rules(&["-A -t 192.0.2.1:80 -s wrr -p 99999999", real]),
@@ -183,6 +211,49 @@ fn what_the_configuration_refuses_is_left_out() {
         match said {
             Some(said) => assert!(found(said), "{text}:\n{}", report.text()),
             None => assert!(report.entries.is_empty(), "{}", report.text()),
+        }
+    }
+}
+
+/// Each way to reach a real server, as both inputs say it, is read back by the configuration as such.
+#[test]
+fn tunnels_are_taken_over_as_they_are() {
+    // What ipvsadm is told, what keepalived is, and what becomes of it for each address.
+    let cases = [
+        ("-i", "TUN", ["ipip", "ipip"]),
+        ("-i --tun-type gre --tun-nocsum", "TUN type gre nocsum", ["gre", "gre"]),
+        ("-i --tun-type gre --tun-csum", "TUN csum type gre", ["gre with checksum"; 2]),
+        (
+            "-i --tun-type gue --tun-port 7000 --tun-nocsum",
+            "TUN type gue port 7000 nocsum",
+            ["gue port 7000", "gue port 7000"],
+        ),
+        (
+            "-i --tun-type gue --tun-port 7000 --tun-csum",
+            "TUN port 7000 type gue csum",
+            ["gue port 7000 with checksum"; 2],
+        ),
+        (
+            "-i --tun-type gue --tun-port 7000 --tun-remcsum",
+            "TUN type gue port 7000 remcsum",
+            ["gue port 7000", "gue port 7000 with checksum"],
+        ),
+        ("-g", "DR", ["direct", "direct"]),
+    ];
+    for (ipvsadm, keepalived, expected) in cases {
+        let rules = format!(
+            "-A -t 192.0.2.1:80 -s rr\n-a -t 192.0.2.1:80 -r 10.0.0.1:80 {ipvsadm}\n\
+             -a -t 192.0.2.1:80 -r [2001:db8::1]:80 {ipvsadm}\n"
+        );
+        let server = format!(
+            "virtual_server 192.0.2.1 80 {{\nprotocol TCP\nlvs_sched rr\nlvs_method {keepalived}\n\
+             real_server 10.0.0.1 80 {{\n}}\nreal_server 2001:db8::1 80 {{\n}}\n}}\n"
+        );
+        for (source, text) in [(Source::Ipvsadm, rules), (Source::Keepalived, server)] {
+            let config = config::parse(&imported(source, &text).config, "adit.toml").unwrap();
+            let reals = &config.services[0].reals;
+            let tunnels: Vec<String> = reals.iter().map(|real| real.tunnel.to_string()).collect();
+            assert_eq!(tunnels, expected, "{text}");
         }
     }
 }

@@ -30,7 +30,8 @@ fn totals(services: &[Placed], problems: &Problems) {
             }
         }
         for (real, span) in placed.service.reals.iter().zip(&placed.reals) {
-            let new = reals.insert(real.address);
+            // By another tunnel it is another one, with a path MTU of its own.
+            let new = reals.insert((real.address, real.tunnel));
             if new && reals.len() == limits::MAX_REALS + 1 {
                 let message = format!("more than {} real servers", limits::MAX_REALS);
                 problems.at(span.clone(), message, "spread the rest over other directors");

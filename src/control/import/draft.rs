@@ -8,7 +8,8 @@ use super::report::{Kind, Remark};
 use super::schedulers::{self, Chosen};
 use super::thresholds::Thresholds;
 use crate::control::config::{
-    DurationBounds, MAX_REALS, MAX_SERVICES, MAX_VIPS, Protocol, WEIGHT, label, not_unicast,
+    DurationBounds, MAX_REALS, MAX_SERVICES, MAX_VIPS, Protocol, RealTunnel, WEIGHT, label,
+    not_unicast,
 };
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -56,6 +57,7 @@ pub(super) struct Real {
     /// As IPVS has it, up to 2^31 − 1.
     pub(super) weight: u32,
     pub(super) thresholds: Thresholds,
+    pub(super) tunnel: RealTunnel,
     /// Why it is written as a comment only.
     pub(super) commented: Option<&'static str>,
 }
@@ -81,6 +83,7 @@ pub(super) struct SettledReal {
     pub(super) address: IpAddr,
     pub(super) weight: u16,
     pub(super) thresholds: Thresholds,
+    pub(super) tunnel: RealTunnel,
     pub(super) commented: Option<&'static str>,
 }
 
@@ -124,6 +127,7 @@ pub(super) fn settle(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Settled
                 address: real.address,
                 weight,
                 thresholds: real.thresholds,
+                tunnel: real.tunnel,
                 commented: real.commented,
             })
             .collect();
@@ -203,22 +207,24 @@ fn without_bad_vips(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Service>
 /// What is left of the director's room for real servers.
 #[derive(Default)]
 struct Room {
-    different: HashSet<IpAddr>,
+    different: HashSet<(IpAddr, RealTunnel)>,
     entries: usize,
 }
 
 impl Room {
-    /// Why there is none for `address`.
-    fn refuses(&self, address: IpAddr) -> Option<String> {
-        if !self.different.contains(&address) && self.different.len() >= MAX_REALS {
+    /// Why there is none for another one.
+    fn refuses(&self, real: &Real) -> Option<String> {
+        if !self.different.contains(&(real.address, real.tunnel))
+            && self.different.len() >= MAX_REALS
+        {
             return Some(format!("a director has at most {MAX_REALS} different real servers"));
         }
         (self.entries >= MAX_REAL_ENTRIES)
             .then(|| format!("at most {MAX_REAL_ENTRIES} entries of real servers are imported"))
     }
 
-    fn take(&mut self, address: IpAddr) {
-        self.different.insert(address);
+    fn take(&mut self, real: &Real) {
+        self.different.insert((real.address, real.tunnel));
         self.entries += 1;
     }
 }
@@ -249,7 +255,7 @@ fn reals(
                 "give it one entry, with the sum of the weights",
             ))
         } else {
-            room.refuses(real.address)
+            room.refuses(&real)
                 .map(|why| Remark::left_out(why, "spread them over several directors"))
         };
         match remark {
@@ -258,7 +264,7 @@ fn reals(
             }
             None => {
                 seen.insert(real.address);
-                room.take(real.address);
+                room.take(&real);
                 kept.push(real);
             }
         }

@@ -1,16 +1,21 @@
 //! How packets reach a real server in IPVS, and what becomes of that.
 
+use super::address::number;
+use super::remarks::not_a_number;
 use super::report::{Remark, visible};
+use crate::control::config::RealTunnel;
+use adit_tunnel::GUE_PORT;
+use std::net::IpAddr;
 
 /// How IPVS sends packets to a real server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Method {
     /// By IP in IP (`-i`, `TUN`).
     IpInIp,
-    /// By GUE (`--tun-type gue`, `TUN type gue`).
-    Gue,
-    /// By GRE (`--tun-type gre`, `TUN type gre`).
-    Gre,
+    /// By GUE (`--tun-type gue`, `TUN type gue`), to this port, with the UDP checksum filled in or not.
+    Gue { port: Option<u16>, checksum: Option<bool> },
+    /// By GRE (`--tun-type gre`, `TUN type gre`), with its checksum or without.
+    Gre { checksum: Option<bool> },
     /// By a tunnel that IPVS does not have.
     UnknownTunnel(String),
     /// By its MAC alone (`-g`, `DR`).
@@ -24,9 +29,59 @@ impl Method {
     pub(super) fn tunnel(kind: &str) -> Self {
         match kind {
             "ipip" => Self::IpInIp,
-            "gue" => Self::Gue,
-            "gre" => Self::Gre,
+            "gue" => Self::Gue { port: None, checksum: None },
+            "gre" => Self::Gre { checksum: None },
             other => Self::UnknownTunnel(other.to_owned()),
+        }
+    }
+
+    /// Takes the port of a tunnel.
+    ///
+    /// # Errors
+    /// What is said of one that cannot be taken.
+    pub(super) fn take_port(&mut self, text: &str) -> Result<(), Remark> {
+        let Self::Gue { port, .. } = self else { return Err(foreign_option()) };
+        let read = number::<u16>(text).filter(|number| *number != 0).ok_or_else(not_a_number)?;
+        *port = Some(read);
+        Ok(())
+    }
+
+    /// Takes what is said of a tunnel's checksum.
+    ///
+    /// # Errors
+    /// What is said of what cannot be taken.
+    pub(super) fn take_checksum(&mut self, asked: Checksum) -> Result<(), Remark> {
+        let (Self::Gue { checksum, .. } | Self::Gre { checksum }) = self else {
+            return Err(foreign_option());
+        };
+        *checksum = Some(match asked {
+            Checksum::Without => false,
+            Checksum::With => true,
+            Checksum::Remote => return Err(remote_checksum()),
+        });
+        Ok(())
+    }
+}
+
+/// What IPVS is told of a tunnel's checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checksum {
+    /// `nocsum`
+    Without,
+    /// `csum`
+    With,
+    /// `remcsum`: the receiver computes that of the packet inside.
+    Remote,
+}
+
+impl Checksum {
+    /// As keepalived names it, and `ipvsadm` behind `--tun-`.
+    pub(super) fn named(name: &str) -> Option<Self> {
+        match name {
+            "nocsum" => Some(Self::Without),
+            "csum" => Some(Self::With),
+            "remcsum" => Some(Self::Remote),
+            _ => None,
         }
     }
 }
@@ -34,21 +89,23 @@ impl Method {
 /// What becomes of a real server by its method.
 #[derive(Debug)]
 pub(super) enum Becomes {
-    /// It is imported as it is.
-    RealServer,
+    /// It is imported, reached so; with what is to be said of that.
+    RealServer(RealTunnel, Option<Remark>),
     /// It is written as a comment with these words beside it, and reported.
     Comment(&'static str, Remark),
     /// It is reported only.
     Nothing(Remark),
 }
 
-/// What becomes of a real server that is reached by `method`; `other_port` is whether its port is
-/// another than the VIP's.
-pub(super) fn becomes(method: &Method, other_port: bool) -> Becomes {
+/// What becomes of the real server at `address` that is reached by `method`; `other_port` is whether its
+/// port is another than the VIP's.
+pub(super) fn becomes(method: &Method, address: IpAddr, other_port: bool) -> Becomes {
     match method {
-        Method::IpInIp => Becomes::RealServer,
-        Method::Gue => gue(),
-        Method::Gre => gre(),
+        Method::IpInIp => Becomes::RealServer(RealTunnel::Ipip, None),
+        Method::Gue { port, checksum } => gue(*port, *checksum, address),
+        Method::Gre { checksum } => {
+            Becomes::RealServer(RealTunnel::Gre { checksum: checksum.unwrap_or(false) }, None)
+        }
         Method::UnknownTunnel(kind) => unknown_tunnel(kind),
         Method::Direct => direct(),
         Method::Masquerade if other_port => translated_port(),
@@ -56,28 +113,38 @@ pub(super) fn becomes(method: &Method, other_port: bool) -> Becomes {
     }
 }
 
-const OTHER_TUNNEL: &str = "another tunnel than IP in IP; see the report";
+const OTHER_TUNNEL: &str = "another tunnel than IPVS has; see the report";
 
 /// What to do with a real server that IP in IP could reach.
 const PREPARE: &str = "prepare it for IP in IP with `adit-realserver apply --vip …` and take the \
                        comment signs away";
 
-fn gue() -> Becomes {
-    let why = "GUE tunnels come in a later release; the real server is written as a comment";
-    Becomes::Comment(OTHER_TUNNEL, Remark::later(why, PREPARE))
+/// Where nothing is said of the checksum, it is as Adit has it: over IPv6 a receiver that takes packets
+/// without takes those with one too.
+fn gue(port: Option<u16>, checksum: Option<bool>, address: IpAddr) -> Becomes {
+    let checksum = checksum.unwrap_or(address.is_ipv6());
+    let remark = port.is_none().then(|| {
+        Remark::changed(
+            format!("GUE without a port, which IPVS does not take; {GUE_PORT} is taken"),
+            "change `port` in the configuration if the real server listens on another",
+        )
+    });
+    let port = port.unwrap_or(GUE_PORT);
+    Becomes::RealServer(RealTunnel::Gue { port, checksum }, remark)
 }
 
-fn gre() -> Becomes {
-    let why = "GRE tunnels come in a later release; the real server is written as a comment";
-    Becomes::Comment(OTHER_TUNNEL, Remark::later(why, PREPARE))
-}
-
-/// What becomes of a port or a checksum of a tunnel.
-pub(super) fn tunnel_option() -> Remark {
-    Remark::later(
-        "it belongs to GUE and GRE tunnels, which come in a later release; IP in IP has no such \
-         thing",
+/// What is said of a port or a checksum where there is none.
+fn foreign_option() -> Remark {
+    Remark::unknown(
+        "it belongs to another kind of tunnel: a port to GUE, a checksum to GUE and GRE",
         "leave it out",
+    )
+}
+
+fn remote_checksum() -> Remark {
+    Remark::left_out(
+        "remote checksum offload has no equal; packets go without, which the receiver takes too",
+        "nothing",
     )
 }
 
@@ -88,13 +155,12 @@ fn unknown_tunnel(kind: &str) -> Becomes {
 }
 
 fn direct() -> Becomes {
-    Becomes::Comment(
-        "direct routing; see the report",
-        Remark::later(
-            "direct routing (DR) comes in a later release; the real server is written as a comment",
-            PREPARE,
-        ),
-    )
+    let remark = Remark::changed(
+        "direct routing (DR) is for Ethernet segments of the director: a real server behind a gateway \
+         gets nothing here",
+        "see that `ip route get` names no gateway for it; otherwise use a tunnel",
+    );
+    Becomes::RealServer(RealTunnel::Direct, Some(remark))
 }
 
 fn masqueraded() -> Becomes {

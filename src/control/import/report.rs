@@ -65,13 +65,6 @@ impl Remark {
         Self::new(Kind::LeftOut, why, instead)
     }
 
-    pub(super) fn later(
-        why: impl Into<Cow<'static, str>>,
-        instead: impl Into<Cow<'static, str>>,
-    ) -> Self {
-        Self::new(Kind::Later, why, instead)
-    }
-
     pub(super) fn unknown(
         why: impl Into<Cow<'static, str>>,
         instead: impl Into<Cow<'static, str>>,

@@ -125,7 +125,7 @@ fn service_text(service: &Settled) -> String {
 }
 
 fn real_text(real: &SettledReal) -> String {
-    let SettledReal { address, weight, thresholds, .. } = real;
+    let SettledReal { address, weight, thresholds, tunnel, .. } = real;
     let mut out = format!("[[service.real]]\naddress = \"{address}\"\nweight = {weight}\n");
     let bounds = [
         ("max_connections", thresholds.max_connections),
@@ -136,7 +136,23 @@ fn real_text(real: &SettledReal) -> String {
             let _ = writeln!(out, "{key} = {bound}");
         }
     }
+    if let Some(tunnel) = tunnel_value(*tunnel) {
+        let _ = writeln!(out, "tunnel = {tunnel}");
+    }
     out
+}
+
+/// `tunnel` of a real server; `None` for the default.
+fn tunnel_value(tunnel: RealTunnel) -> Option<String> {
+    Some(match tunnel {
+        RealTunnel::Ipip => return None,
+        RealTunnel::Gre { checksum: false } => "\"gre\"".to_owned(),
+        RealTunnel::Gre { checksum: true } => "{ kind = \"gre\", checksum = true }".to_owned(),
+        RealTunnel::Gue { port, checksum } => {
+            format!("{{ kind = \"gue\", port = {port}, checksum = {checksum} }}")
+        }
+        RealTunnel::Direct => "\"direct\"".to_owned(),
+    })
 }
 
 /// Whole seconds in the largest units, without spaces: `2h15m`.
@@ -162,7 +178,7 @@ pub(super) fn expected(service: &Settled) -> Vec<Real> {
             weight: real.weight,
             max_connections: real.thresholds.max_connections,
             min_connections: real.thresholds.min_connections,
-            tunnel: RealTunnel::default(),
+            tunnel: real.tunnel,
         })
         .collect();
     reals.sort_unstable_by_key(|real| real.address);

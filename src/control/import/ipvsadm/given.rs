@@ -48,7 +48,7 @@ pub(super) fn key(given: &[Given<'_, '_>]) -> (Option<Key>, bool) {
             | Meaning::Lower
             | Meaning::TunnelType
             | Meaning::TunnelPort
-            | Meaning::TunnelChecksum
+            | Meaning::TunnelChecksum(_)
             | Meaning::Daemon
             | Meaning::Format => continue,
         };

@@ -7,13 +7,13 @@ mod options;
 use super::address::{address_and_port, number};
 use super::choices::{self, Said};
 use super::draft::{Persistence, Place, Real, Service};
-use super::forwarding::{Becomes, Method, becomes, tunnel_option};
+use super::forwarding::{Becomes, Method, becomes};
 use super::ledger::{Ledger, MAX_WORDS, Word, shown};
 use super::remarks::{engine, firewall_mark, not_a_number, same_port, sctp};
 use super::report::Remark;
 use super::thresholds::{self, Thresholds};
 use super::{Found, schedulers};
-use crate::control::config::{ConfigErrors, Protocol};
+use crate::control::config::{ConfigErrors, Protocol, RealTunnel};
 use given::{Given, Key, key};
 use options::{Meaning, Values, option};
 use std::borrow::Cow;
@@ -282,7 +282,7 @@ impl Reader<'_> {
                 | Meaning::Lower
                 | Meaning::TunnelType
                 | Meaning::TunnelPort
-                | Meaning::TunnelChecksum
+                | Meaning::TunnelChecksum(_)
                 | Meaning::Daemon
                 | Meaning::Format => self.out_of_place(given),
             }
@@ -333,32 +333,36 @@ impl Reader<'_> {
             return None;
         };
         let other_port = port != service_port && port != 0;
-        let becomes = becomes(&method(&given), other_port);
-        if let Becomes::Nothing(remark) = becomes {
+        let mut method = method(&given);
+        if let Becomes::Nothing(remark) = becomes(&method, address, other_port) {
             self.ledger.report(all(), remark);
             return None;
         }
-        let options = self.server_options(&given);
+        let options = self.server_options(&given, &mut method);
         if other_port {
             let words =
                 found(Meaning::RealServer).into_iter().flat_map(|g| g.words.iter().copied());
             self.ledger.report(words, same_port());
         }
-        let commented = match becomes {
-            Becomes::Comment(comment, remark) => {
+        let (tunnel, commented, remark) = match becomes(&method, address, other_port) {
+            Becomes::RealServer(tunnel, remark) => (tunnel, None, remark),
+            Becomes::Comment(why, remark) => (RealTunnel::Ipip, Some(why), Some(remark)),
+            Becomes::Nothing(remark) => {
                 self.ledger.report(all(), remark);
-                Some(comment)
+                return None;
             }
-            Becomes::RealServer | Becomes::Nothing(_) => None,
         };
+        if let Some(remark) = remark {
+            self.ledger.report(all(), remark);
+        }
         let line = rule.first().map_or(0, |word| word.line);
         let place = Place { line, words: shown(&rule.iter().collect::<Vec<_>>()) };
         let ServerOptions { weight, thresholds } = options;
-        Some(Real { place, address, weight, thresholds, commented })
+        Some(Real { place, address, weight, thresholds, tunnel, commented })
     }
 
-    /// Accounts for a server's options.
-    fn server_options(&mut self, given: &[Given<'_, '_>]) -> ServerOptions {
+    /// Accounts for a server's options; those of its tunnel go to the method.
+    fn server_options(&mut self, given: &[Given<'_, '_>], method: &mut Method) -> ServerOptions {
         let mut seen = Vec::new();
         let mut weight = DEFAULT_WEIGHT;
         let (mut upper, mut lower) = (None, None);
@@ -386,9 +390,8 @@ impl Reader<'_> {
                 },
                 Meaning::Upper => upper = Some(said(given)),
                 Meaning::Lower => lower = Some(said(given)),
-                Meaning::TunnelPort | Meaning::TunnelChecksum => {
-                    self.ledger.report(words(), tunnel_option());
-                }
+                Meaning::TunnelPort => self.taken(given, method.take_port(value)),
+                Meaning::TunnelChecksum(asked) => self.taken(given, method.take_checksum(asked)),
                 Meaning::AddService
                 | Meaning::SetTimeouts
                 | Meaning::OtherCommand(_)
@@ -407,6 +410,15 @@ impl Reader<'_> {
         }
         let thresholds = thresholds::read(upper.as_ref(), lower.as_ref(), self.ledger);
         ServerOptions { weight, thresholds }
+    }
+
+    /// An option is used, or what stands in its way is said.
+    fn taken(&mut self, given: &Given<'_, '_>, taken: Result<(), Remark>) {
+        let words = given.words.iter().copied();
+        match taken {
+            Ok(()) => self.ledger.used(words),
+            Err(remark) => self.ledger.report(words, remark),
+        }
     }
 
     /// Reports an option that was given before, or one that excludes it.

@@ -1,5 +1,7 @@
 //! The options of ipvsadm(8).
 
+use super::super::forwarding::Checksum;
+
 /// What an option means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
@@ -28,7 +30,7 @@ pub(super) enum Meaning {
     Lower,
     TunnelType,
     TunnelPort,
-    TunnelChecksum,
+    TunnelChecksum(Checksum),
     /// Of the daemon that synchronises connections.
     Daemon,
     /// Says how to print; means nothing in a rule.
@@ -40,7 +42,9 @@ impl Meaning {
     pub(super) fn excludes(self, other: Self) -> bool {
         let service = |m| matches!(m, Self::Tcp | Self::Udp | Self::Sctp | Self::Mark);
         let method = |m| matches!(m, Self::Direct | Self::Tunnel | Self::Masquerade);
-        self == other || (service(self) && service(other)) || (method(self) && method(other))
+        let checksum = |m| matches!(m, Self::TunnelChecksum(_));
+        let both = |of: fn(Self) -> bool| of(self) && of(other);
+        self == other || both(service) || both(method) || both(checksum)
     }
 
     pub(super) fn is_command(self) -> bool {
@@ -105,9 +109,9 @@ const OPTIONS: [(char, &str, Values, Meaning); 58] = [
     ('y', "l-threshold", Values::One, Meaning::Lower),
     ('\0', "tun-type", Values::One, Meaning::TunnelType),
     ('\0', "tun-port", Values::One, Meaning::TunnelPort),
-    ('\0', "tun-nocsum", Values::None, Meaning::TunnelChecksum),
-    ('\0', "tun-csum", Values::None, Meaning::TunnelChecksum),
-    ('\0', "tun-remcsum", Values::None, Meaning::TunnelChecksum),
+    ('\0', "tun-nocsum", Values::None, Meaning::TunnelChecksum(Checksum::Without)),
+    ('\0', "tun-csum", Values::None, Meaning::TunnelChecksum(Checksum::With)),
+    ('\0', "tun-remcsum", Values::None, Meaning::TunnelChecksum(Checksum::Remote)),
     ('\0', "tun-info", Values::None, Meaning::Format),
     ('n', "numeric", Values::None, Meaning::Format),
     ('c', "connection", Values::None, Meaning::Format),

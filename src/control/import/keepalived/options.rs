@@ -46,24 +46,43 @@ impl Reason {
 
 static CHECKS: Reason = Reason {
     kind: Kind::Later,
-    why: "health checks come in a later release",
-    instead: "until then watch the servers yourself; one that fails: weight = 0, then `adit reload`",
+    why: "of checks only those by TCP are there yet, through the tunnel to the VIP, and they are not \
+          imported",
+    instead: "check = { kind = \"tcp\" } in the service, as docs/health.md says",
+};
+static TCP_CHECKS: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "keepalived checks each real server by itself and without the tunnel; here a service checks \
+          all of its own alike, through the tunnel at the VIP",
+    instead: "check = { kind = \"tcp\" } in the service: `port` is its connect_port, `interval` its \
+              delay_loop, `timeout` its connect_timeout, `fall` its retry and one more",
+};
+static CHECK_OPTIONS: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "it belongs to checks, which are not imported",
+    instead: "`interval`, `timeout`, `fall`, `rise` and `initial` of `check` in the service, as \
+              docs/health.md says",
+};
+static QUORUM: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "one real server that is up is enough for a service, and checks are not imported",
+    instead: "nothing",
 };
 static NOTIFY: Reason = Reason {
-    kind: Kind::Later,
-    why: "it acts on what health checks find, and they come in a later release",
-    instead: "until then let your monitoring call the script",
+    kind: Kind::LeftOut,
+    why: "it acts on what checks find, and nothing is called for that here",
+    instead: "let your monitoring call it: the metrics `adit_check_…` and the log say what checks find",
 };
 static SORRY: Reason = Reason {
     kind: Kind::Later,
-    why: "it stands in for servers that checks found dead, and checks come in a later release",
+    why: "nothing stands in for a service yet whose real servers are all down: its new connections are \
+          dropped",
     instead: "until then, when all have failed: give it an entry of its own and `adit reload`",
 };
 static INHIBIT: Reason = Reason {
-    kind: Kind::Later,
-    why: "health checks come in a later release; whatever takes a server out here, its connections \
-          go on",
-    instead: "until then: weight = 0 for a server that fails, then `adit reload`",
+    kind: Kind::LeftOut,
+    why: "connections of a real server that is taken out go on here, as this option asks",
+    instead: "nothing",
 };
 static VRRP: Reason = Reason {
     kind: Kind::Later,
@@ -73,12 +92,12 @@ static VRRP: Reason = Reason {
 };
 static BFD: Reason = Reason {
     kind: Kind::Later,
-    why: "it belongs to checks and failover, which come in a later release",
+    why: "it belongs to failover between directors, which comes in a later release, and to checks",
     instead: "leave it with keepalived",
 };
 static TRACKED: Reason = Reason {
     kind: Kind::Later,
-    why: "it belongs to checks and failover, which come in a later release",
+    why: "it belongs to failover between directors, which comes in a later release, and to checks",
     instead: "leave it with keepalived",
 };
 static HOST: Reason = Reason {
@@ -169,23 +188,23 @@ pub(super) static VIRTUAL_SERVER: Table = &[
     ("weight", Read(Meaning::Weight)),
     ("real_server", Read(Meaning::RealServer)),
     ("ip_family", Said(&FAMILY)),
-    ("ha_suspend", Said(&CHECKS)),
+    ("ha_suspend", Said(&CHECK_OPTIONS)),
     ("smtp_alert", Said(&NOTIFY)),
     ("virtualhost", Said(&CHECKS)),
-    ("alpha", Said(&CHECKS)),
+    ("alpha", Said(&CHECK_OPTIONS)),
     ("omega", Said(&NOTIFY)),
-    ("quorum", Said(&CHECKS)),
-    ("hysteresis", Said(&CHECKS)),
+    ("quorum", Said(&QUORUM)),
+    ("hysteresis", Said(&QUORUM)),
     ("quorum_up", Said(&NOTIFY)),
     ("quorum_down", Said(&NOTIFY)),
     ("sorry_server", Said(&SORRY)),
     ("sorry_server_inhibit", Said(&SORRY)),
     ("sorry_server_lvs_method", Said(&SORRY)),
-    ("connect_timeout", Said(&CHECKS)),
-    ("retry", Said(&CHECKS)),
-    ("delay_before_retry", Said(&CHECKS)),
-    ("warmup", Said(&CHECKS)),
-    ("delay_loop", Said(&CHECKS)),
+    ("connect_timeout", Said(&CHECK_OPTIONS)),
+    ("retry", Said(&CHECK_OPTIONS)),
+    ("delay_before_retry", Said(&CHECK_OPTIONS)),
+    ("warmup", Said(&CHECK_OPTIONS)),
+    ("delay_loop", Said(&CHECK_OPTIONS)),
     ("inhibit_on_failure", Said(&INHIBIT)),
 ];
 
@@ -200,16 +219,16 @@ pub(super) static REAL_SERVER: Table = &[
     ("smtp_alert", Said(&NOTIFY)),
     ("virtualhost", Said(&CHECKS)),
     ("snmp_name", Said(&SNMP)),
-    ("alpha", Said(&CHECKS)),
-    ("connect_timeout", Said(&CHECKS)),
-    ("retry", Said(&CHECKS)),
-    ("delay_before_retry", Said(&CHECKS)),
-    ("warmup", Said(&CHECKS)),
-    ("delay_loop", Said(&CHECKS)),
+    ("alpha", Said(&CHECK_OPTIONS)),
+    ("connect_timeout", Said(&CHECK_OPTIONS)),
+    ("retry", Said(&CHECK_OPTIONS)),
+    ("delay_before_retry", Said(&CHECK_OPTIONS)),
+    ("warmup", Said(&CHECK_OPTIONS)),
+    ("delay_loop", Said(&CHECK_OPTIONS)),
     ("inhibit_on_failure", Said(&INHIBIT)),
     ("HTTP_GET", Said(&CHECKS)),
     ("SSL_GET", Said(&CHECKS)),
-    ("TCP_CHECK", Said(&CHECKS)),
+    ("TCP_CHECK", Said(&TCP_CHECKS)),
     ("SMTP_CHECK", Said(&CHECKS)),
     ("DNS_CHECK", Said(&CHECKS)),
     ("UDP_CHECK", Said(&CHECKS)),

@@ -3,7 +3,7 @@
 use super::super::address::{ANY_PORT, number};
 use super::super::choices::{self, Said};
 use super::super::draft::{MAX_REAL_ENTRIES, Persistence, Place, Real, Service};
-use super::super::forwarding::{Becomes, Method, becomes, tunnel_option};
+use super::super::forwarding::{Becomes, Checksum, Method, becomes};
 use super::super::ledger::{Ledger, Word, shown};
 use super::super::remarks::{engine, firewall_mark, not_a_number, same_port, sctp};
 use super::super::report::{Remark, visible};
@@ -12,7 +12,7 @@ use super::group::Group;
 use super::options::{Fate, Meaning, REAL_SERVER, VIRTUAL_SERVER, fate};
 use super::tree::Statement;
 use super::{extra_words, report, single};
-use crate::control::config::{MAX_SERVICES, Protocol};
+use crate::control::config::{MAX_SERVICES, Protocol, RealTunnel};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -361,6 +361,8 @@ fn method(option: Option<&Statement<'_>>, ledger: &mut Ledger) -> Option<Method>
 
 fn tunnel(words: &[Word<'_>], ledger: &mut Ledger) -> Method {
     let mut method = Method::IpInIp;
+    // They may stand in front of the tunnel that they belong to.
+    let (mut port, mut checksum) = (None, None);
     let mut rest = words.iter();
     while let Some(word) = rest.next() {
         match word.text.as_ref() {
@@ -370,10 +372,23 @@ fn tunnel(words: &[Word<'_>], ledger: &mut Ledger) -> Method {
                 ledger.used(kind);
                 method = Method::tunnel(kind.map(|kind| kind.text.as_ref()).unwrap_or_default());
             }
-            "port" => ledger.report([word].into_iter().chain(rest.next()), tunnel_option()),
-            "nocsum" | "csum" | "remcsum" => ledger.report([word], tunnel_option()),
-            _ => extra_words([word], ledger),
+            "port" if port.is_none() => port = Some((word, rest.next())),
+            name => match Checksum::named(name) {
+                Some(asked) if checksum.is_none() => checksum = Some((word, asked)),
+                Some(_) | None => extra_words([word], ledger),
+            },
         }
+    }
+    let mut account = |words: Vec<&Word<'_>>, taken| match taken {
+        Ok(()) => ledger.used(words),
+        Err(remark) => ledger.report(words, remark),
+    };
+    if let Some((word, value)) = port {
+        let text = value.map_or("", |value| &value.text);
+        account([word].into_iter().chain(value).collect(), method.take_port(text));
+    }
+    if let Some((word, asked)) = checksum {
+        account(vec![word], method.take_checksum(asked));
     }
     method
 }
@@ -398,11 +413,14 @@ fn real(
     let method = own.method.as_ref().unwrap_or(inherited);
     let other_port = port != ANY_PORT && ports.iter().any(|vport| *vport != port);
     let mut say = |remark| ledger.report(&option.words, remark);
-    let commented = match becomes(method, other_port) {
-        Becomes::RealServer => None,
+    let (tunnel, commented) = match becomes(method, address, other_port) {
+        Becomes::RealServer(tunnel, remark) => {
+            remark.map(&mut say);
+            (tunnel, None)
+        }
         Becomes::Comment(comment, remark) => {
             say(remark);
-            Some(comment)
+            (RealTunnel::Ipip, Some(comment))
         }
         Becomes::Nothing(remark) => {
             say(remark);
@@ -413,7 +431,7 @@ fn real(
         say(same_port());
     }
     let (weight, thresholds) = (own.weight.unwrap_or(weight), own.thresholds);
-    Some(Real { place: place(option), address, weight, thresholds, commented })
+    Some(Real { place: place(option), address, weight, thresholds, tunnel, commented })
 }
 
 fn head(option: &Statement<'_>) -> Result<(IpAddr, u16), Remark> {
