@@ -59,7 +59,7 @@ fn dead_real_servers_get_nothing_and_every_command_says_why() {
     assert!(said.contains(&format!("real server 10.0.0.3 {reason}")), "{said}");
     let metrics = lab.ok("metrics");
     let up = "adit_check_up{service=\"db\",vip=\"192.0.2.10\",port=\"7\",protocol=\"tcp\",\
-              real_server=\"10.0.0.2\"} 0";
+              real_server=\"10.0.0.2\",tunnel=\"ipip\"} 0";
     assert!(metrics.contains(up), "{metrics}");
     assert!(lab.log().contains("real server is down"));
 
