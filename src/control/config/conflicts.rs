@@ -3,6 +3,7 @@
 use super::limits;
 use super::reader::Problems;
 use super::service::Placed;
+use super::tunnel::RealTunnel;
 use super::types::{Protocol, Tunnel, VipPrefix};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -133,14 +134,15 @@ fn groups(services: &[Placed], problems: &Problems) {
         let (Some(group), Some(span)) = (&mine.group, &placed.group) else { continue };
         let first = *seen.entry(group).or_insert(placed);
         let Some(theirs) = &first.service.persistence else { continue };
-        let addresses =
-            |p: &Placed| -> Vec<IpAddr> { p.service.reals.iter().map(|r| r.address).collect() };
+        let ways = |p: &Placed| -> Vec<(IpAddr, RealTunnel)> {
+            p.service.reals.iter().map(|real| (real.address, real.tunnel)).collect()
+        };
         let difference = if mine.timeout != theirs.timeout {
             "timeout"
         } else if mine.ipv4_prefix != theirs.ipv4_prefix || mine.ipv6_prefix != theirs.ipv6_prefix {
             "prefix length"
-        } else if addresses(placed) != addresses(first) {
-            "set of real servers"
+        } else if ways(placed) != ways(first) {
+            "set of real servers, or in how these are reached"
         } else {
             continue;
         };

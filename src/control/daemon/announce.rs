@@ -1,13 +1,13 @@
 //! Announcing VIPs by their routes: they are there while a VIP can serve, for a routing daemon to
 //! export, and gone at once when it cannot any more.
 
-use super::workers::Threads;
+use super::workers::{Heard, Threads};
 use super::{Daemon, DaemonError, Signals, TICK, how_it_ended, now};
-use crate::control::announcement::{Withdrawn, abilities};
+use crate::control::announcement::{Ability, Withdrawn, abilities};
 use crate::control::config::Announce;
 use crate::control::netlink::vip_routes::{Leading, Reserve};
 use crate::dataplane::vip_prefix::VipPrefix;
-use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -40,7 +40,18 @@ impl Daemon {
     pub(super) fn look_at_announcements(&self) -> bool {
         let mut state = self.state.borrow_mut();
         let snapshot = Arc::clone(&state.snapshot);
-        let changed = state.announcements.look(now(), &abilities(&snapshot));
+        let mut able = abilities(&snapshot);
+        if state.entering {
+            // The host may yet refuse the configuration that leaves a VIP without real servers.
+            let announced = state.announcements.iter().filter(|(_, a)| a.withdrawn.is_none());
+            for (vip, _) in announced {
+                let ability = able.entry(vip).or_insert(Ability::NoService);
+                if *ability <= Ability::NoRealServer {
+                    *ability = Ability::Serves;
+                }
+            }
+        }
+        let changed = state.announcements.look(now(), &able);
         for (vip, announcement) in &changed {
             match announcement.withdrawn {
                 None => tracing::info!(%vip, "announced"),
@@ -55,10 +66,14 @@ impl Daemon {
     pub(super) fn leading_by_routes(&self) -> Vec<(VipPrefix, Leading)> {
         let state = self.state.borrow();
         let services = state.config.services.iter();
-        let checked: BTreeSet<VipPrefix> =
-            services.filter(|service| service.check.is_some()).map(|service| service.vip).collect();
-        // Checks of a VIP that is withdrawn are to reach real servers through this director.
-        state.announcements.leading(|vip| match checked.contains(&vip) {
+        let checked: Vec<IpAddr> = services
+            .filter(|service| service.check.is_some())
+            .map(|service| service.vip.address())
+            .collect();
+        // Checks of a VIP that is withdrawn are to reach real servers through this director. Those of
+        // a prefix go to one address, which a service of its own may have.
+        let is_checked = |vip: VipPrefix| checked.iter().any(|address| vip.contains(*address));
+        state.announcements.leading(|vip| match is_checked(vip) {
             true => Reserve::BeforeOthers,
             false => Reserve::BehindOthers,
         })
@@ -96,13 +111,21 @@ impl Daemon {
             tracing::error!(%error, "VIPs are not withdrawn before the end");
         }
         tracing::info!(?wait, "VIPs are withdrawn; forwarding goes on meanwhile");
-        tokio::select! {
-            () = tokio::time::sleep(wait) => Ok(()),
-            _ = signals.terminate.recv() => Ok(()),
-            _ = signals.interrupt.recv() => Ok(()),
-            (number, end) = threads.first_end() => {
-                let worker = self.workers.name(number);
-                Err(DaemonError::Worker { worker, how: how_it_ended(end) })
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut heard = Heard::new(&self.workers);
+        let enough = tokio::time::sleep(wait);
+        tokio::pin!(enough);
+        loop {
+            tokio::select! {
+                () = &mut enough => return Ok(()),
+                _ = signals.terminate.recv() => return Ok(()),
+                _ = signals.interrupt.recv() => return Ok(()),
+                (number, end) = threads.first_end() => {
+                    let worker = self.workers.name(number);
+                    return Err(DaemonError::Worker { worker, how: how_it_ended(end) });
+                }
+                _ = tick.tick() => self.tick_and_listen(&mut heard)?,
             }
         }
     }

@@ -71,21 +71,17 @@ impl Daemon {
         if state.health.next_due().is_none_or(|due| due > now()) {
             return Vec::new();
         }
-        let no_way: HashSet<IpAddr> = state
-            .survey
-            .paths
-            .iter()
-            .filter(|path| {
-                matches!(
-                    path.egress,
-                    Egress::Kernel(
-                        KernelReason::NoRoute | KernelReason::Refused | KernelReason::Local
-                    )
-                )
-            })
-            .map(|path| path.address)
-            .collect();
-        let (starts, changes) = state.health.due(now(), |real| !no_way.contains(&real));
+        if state.entering {
+            // The way to a VIP that is new may not be there yet.
+            return Vec::new();
+        }
+        // A real server may be reached in several ways.
+        let paths = state.survey.paths.iter();
+        let reached: HashSet<IpAddr> =
+            paths.clone().filter(|path| has_way(path.egress)).map(|path| path.address).collect();
+        let looked_up: HashSet<IpAddr> = paths.map(|path| path.address).collect();
+        let has_way = |real| reached.contains(&real) || !looked_up.contains(&real);
+        let (starts, changes) = state.health.due(now(), has_way);
         changes.iter().for_each(report);
         starts
     }
@@ -108,6 +104,18 @@ impl Daemon {
                 false
             }
         }
+    }
+}
+
+/// Whether a check has a way to try, as far as this host knows. Where the next hop has only not
+/// answered yet, trying tells more than its silence.
+const fn has_way(egress: Egress) -> bool {
+    match egress {
+        Egress::Direct(_) => true,
+        Egress::Kernel(reason) => {
+            !matches!(reason, KernelReason::NoRoute | KernelReason::Refused | KernelReason::Local)
+        }
+        Egress::None(reason) => matches!(reason, KernelReason::Unresolved),
     }
 }
 

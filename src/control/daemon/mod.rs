@@ -170,6 +170,8 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     if result.is_ok() {
         daemon.workers.stop();
         threads.end(WORKER_ENDS).await;
+        // What they have told at last: persistence outlives this process.
+        daemon.tick();
     }
     // By name: closing it is not enough at once, since the kernel keeps what a ring refers to until
     // it has taken the ring down, some time after the process.
@@ -223,12 +225,7 @@ async fn serve(
                 Err(_) => return Err(DaemonError::Upkeep),
             },
             _ = tick.tick() => {
-                daemon.tick();
-                if let Some((number, silence)) = heard.listen(&daemon.workers) {
-                    let worker = daemon.workers.name(number);
-                    let how = format!("it is stuck since {silence:?}");
-                    return Err(DaemonError::Worker { worker, how });
-                }
+                daemon.tick_and_listen(&mut heard)?;
             }
         }
     }

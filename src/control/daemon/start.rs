@@ -266,6 +266,7 @@ async fn first_state(
         client_index: client.index,
         health: Board::new(seed()?[0]),
         in_change: true,
+        entering: false,
         config,
     };
     Ok((state, flows))

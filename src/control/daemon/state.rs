@@ -66,6 +66,9 @@ pub(super) struct State {
     pub(super) health: Board,
     /// Whether a change has begun that is yet to be told as a whole: nothing is told in between.
     pub(super) in_change: bool,
+    /// Whether a configuration is being put in force, which the host may yet refuse: until then checks
+    /// wait, and no VIP is withdrawn for what it says.
+    pub(super) entering: bool,
 }
 
 impl State {

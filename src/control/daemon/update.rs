@@ -1,7 +1,8 @@
 //! Changing the world of a running director: reloads, news from the host, the end of draining.
 
 use super::state::State;
-use super::{Daemon, now, start};
+use super::workers::Heard;
+use super::{Daemon, DaemonError, now, start};
 use crate::control::admin::api::{Change, OwnedFinding, Reloaded};
 use crate::control::build::{BuildError, PathTarget, Surroundings, path_targets};
 use crate::control::config::{self, Config, ConfigErrors, RenderStyle, config_hash};
@@ -201,14 +202,16 @@ impl Daemon {
     /// Looks at the host again, and tells the worker if the way to a real server is another.
     pub(super) async fn look_again(&self) -> Result<(), ReloadError> {
         let _changing = self.change().await?;
-        self.survey().await?;
+        let looked = self.survey().await;
         let due = {
             let state = self.state.borrow();
             state.unpublished || state.incomplete
         };
         if due {
+            // With the last look, where this one failed: what has changed otherwise is not held back.
             self.publish()?;
         }
+        looked?;
         self.keep_next_hops().await;
         Ok(())
     }
@@ -308,8 +311,9 @@ impl Daemon {
             let mut state = self.state.borrow_mut();
             let destinations = state.world.destinations.clone();
             if let Err(error) = state.world.enter(&new, &self.counters) {
-                // The worker has not heard of any of them.
+                // The worker has not heard of any of them, and their ids are not needed.
                 state.world.destinations = destinations;
+                state.free_ids();
                 return Err(error.into());
             }
             (std::mem::replace(&mut state.config, new), destinations)
@@ -373,8 +377,14 @@ impl Daemon {
         {
             let mut state = self.state.borrow_mut();
             (state.unpublished, state.host_due) = (true, true);
-            state.in_change = true;
+            (state.in_change, state.entering) = (true, true);
         }
+        let done = self.tell_and_enter().await;
+        self.state.borrow_mut().entering = false;
+        done
+    }
+
+    async fn tell_and_enter(&self) -> Result<(), ReloadError> {
         self.survey().await?;
         let _tables = self.build_tables().await?;
         self.publish()?;
@@ -409,6 +419,17 @@ impl Daemon {
                 draining.entry(id).or_insert_with(now);
             }
         }
+    }
+
+    /// A tick: what workers have to tell, and whether all of them live.
+    ///
+    /// # Errors
+    /// When one is stuck.
+    pub(super) fn tick_and_listen(&self, heard: &mut Heard) -> Result<(), DaemonError> {
+        self.tick();
+        let Some((number, silence)) = heard.listen(&self.workers) else { return Ok(()) };
+        let how = format!("it is stuck since {silence:?}");
+        Err(DaemonError::Worker { worker: self.workers.name(number), how })
     }
 
     /// What the worker has to tell, and persistence. Waits for nothing.
