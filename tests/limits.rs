@@ -8,6 +8,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use adit::dataplane::{
     admission::{Admission, AdmissionPolicy, ClientRate},
+    ids::DestinationId,
     rate_limit::Rate,
     scheduler::{Member, SchedulerKind},
     service::Protocol,
@@ -134,6 +135,61 @@ fn a_service_none_of_whose_flows_can_be_found_goes_without_an_entry_or_is_refuse
             assert_eq!(server(&mut world, &data), Ok(placed), "the guess agrees");
         }
     }
+}
+
+/// A real server that drains is guessed for what is met in its middle, and takes no new flows: a SYN
+/// that goes without an entry must go where its next segment does, or nowhere.
+#[test]
+fn what_goes_without_an_entry_goes_on_where_it_began() {
+    let policy = AdmissionPolicy { half_open: Some(1), ..AdmissionPolicy::default() };
+    let other = ServiceSpec { vip: "198.51.100.11", ..ServiceSpec::orders(SchedulerKind::Wrr) };
+    let mut spec = limited(SchedulerKind::Maglev, policy);
+    spec.members[0].draining = true;
+    let mut world = World::new(snapshot(vec![spec, other]), 1000);
+    for port in 1..100 {
+        let frame = Tcp::syn(&format!("192.0.2.1:{port}"), "198.51.100.11:5432").frame();
+        server(&mut world, &frame).unwrap();
+    }
+    syn(&mut world, "192.0.2.2:1").unwrap();
+    let (mut served, mut refused) = (0, 0);
+    for port in 2..66 {
+        let client = format!("192.0.2.2:{port}");
+        let Ok(placed) = syn(&mut world, &client) else {
+            refused += 1;
+            continue;
+        };
+        let data = Tcp::data(&client, VIP, 0, b"x").frame();
+        assert_eq!(server(&mut world, &data), Ok(placed), "{client}");
+        served += 1;
+    }
+    assert!(served > 5 && refused > 5, "{served} {refused}");
+    assert_eq!(world.counters.dropped(DropReason::HalfOpenLimited).get(), refused);
+    assert!(world.counters.ledger_balances());
+}
+
+/// A connection that begins anew, with the ports of one that is closing, is another.
+#[test]
+fn what_goes_without_an_entry_leaves_none_of_the_connection_before() {
+    let policy = AdmissionPolicy { half_open: Some(1), ..AdmissionPolicy::default() };
+    let other = ServiceSpec { vip: "198.51.100.11", ..ServiceSpec::orders(SchedulerKind::Wrr) };
+    let mut world = World::new(snapshot(vec![limited(SchedulerKind::Maglev, policy), other]), 1000);
+    syn(&mut world, "192.0.2.2:2").unwrap();
+    server(&mut world, &Tcp { fin: true, ..Tcp::data("192.0.2.2:2", VIP, 0, b"x") }.frame())
+        .unwrap();
+    for port in 1..100 {
+        let frame = Tcp::syn(&format!("192.0.2.1:{port}"), "198.51.100.11:5432").frame();
+        server(&mut world, &frame).unwrap();
+    }
+    syn(&mut world, "192.0.2.2:1").unwrap();
+    let entries = |world: &World| -> u64 {
+        (0..world.snapshot.destinations.len())
+            .map(|id| world.counters.flows_to(DestinationId(u32::try_from(id).unwrap())))
+            .sum()
+    };
+    let before = entries(&world);
+    syn(&mut world, "192.0.2.2:2").unwrap();
+    assert_eq!(world.counters.worker.untracked_half_open.get(), 1);
+    assert_eq!(entries(&world), before - 1, "the closing connection's is gone");
 }
 
 /// xorshift64*, so that a seed is a run.

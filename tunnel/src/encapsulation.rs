@@ -90,10 +90,13 @@ impl Encapsulation {
                         read_u16(header, 0) == flags && inner(read_u16(header, 2))
                     })
             }
-            Self::Gue { port, .. } => {
+            Self::Gue { port, checksum } => {
                 protocol == PROTOCOL_UDP
-                    && payload.first_chunk::<4>().is_some_and(|ports| {
-                        read_u16(ports, 0) >= FIRST_SOURCE_PORT && read_u16(ports, 2) == port
+                    && payload.first_chunk::<UDP_HEADER_LEN>().is_some_and(|header| {
+                        read_u16(header, 0) >= FIRST_SOURCE_PORT
+                            && read_u16(header, 2) == port
+                            // A sum that is filled in is never 0 (RFC 768).
+                            && (read_u16(header, 6) != 0) == checksum
                     })
             }
         }
@@ -206,6 +209,7 @@ mod tests {
             Encapsulation::Gre { checksum: false },
             Encapsulation::Gre { checksum: true },
             Encapsulation::Gue { port: GUE_PORT, checksum: false },
+            Encapsulation::Gue { port: GUE_PORT, checksum: true },
             Encapsulation::Gue { port: 5555, checksum: true },
         ];
         for (writer, kind) in kinds.into_iter().enumerate() {

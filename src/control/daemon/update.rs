@@ -483,8 +483,14 @@ impl Daemon {
                 let long = since.is_some_and(|since| time.saturating_since(*since) >= least);
                 long && self.counters.flows_to(id) == 0
             };
+            // A flow that moves between two gauges may be in neither for a moment: only what was
+            // without flows at the last look too is given up.
+            let were_idle: HashSet<DestinationId> =
+                world.destinations.iter().filter(|(_, k)| k.idle).map(|(id, _)| id).collect();
             let idle = world.destinations.note_idle(|id| without_flows_for(id, SNAPSHOT_TAKEN));
-            let freed = world.destinations.retain(|id, _| without_flows_for(id, DRAINED_FOR));
+            let freed = world
+                .destinations
+                .retain(|id, _| were_idle.contains(&id) && without_flows_for(id, DRAINED_FOR));
             draining.retain(|id, _| world.destinations.get(*id).is_some());
             let epoch_ends = time >= state.next_epoch;
             if epoch_ends {

@@ -249,7 +249,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
                     self.count_placed(by);
                     return Ok(destination);
                 }
-                self.enter(context, service, incoming, destination, by)
+                self.enter(context, service, incoming, &tuple, destination, by)
             }
             Choice::Nobody(reason) => Err(Refusal::Drop(reason)),
             Choice::Reset => Err(Refusal::Reset),
@@ -344,6 +344,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
         context: &mut Context<'_, O>,
         service: &Service,
         incoming: &Incoming,
+        tuple: &FlowTuple,
         destination: DestinationId,
         by: PlacedBy,
     ) -> Result<DestinationId, Refusal> {
@@ -358,12 +359,16 @@ impl<S: AsRef<[Slot]>> Director<S> {
             return Ok(destination);
         }
         if !self.half_open_has_room(context.now, service, incoming) {
-            // As with a full table: its next segment finds the same real server by the hash.
-            if service.scheduler.is_hash() {
-                self.parts.counters.worker.untracked_half_open.add(1);
-                return Ok(destination);
+            if !finds_again(context.snapshot, service, tuple, destination, by) {
+                return Err(Refusal::Drop(DropReason::HalfOpenLimited));
             }
-            return Err(Refusal::Drop(DropReason::HalfOpenLimited));
+            self.parts.counters.worker.untracked_half_open.add(1);
+            // The entry of a connection before, which this one restarts, must not claim what follows.
+            if let Some(flow) = self.parts.flows.lookup(context.now, &incoming.key) {
+                let ended = self.parts.flows.remove(flow);
+                count_ended(&self.parts.counters, &ended);
+            }
+            return Ok(destination);
         }
         let rederived = by == PlacedBy::Guess;
         let flow = NewFlow { key: incoming.key, real, destination, rederived };
@@ -382,7 +387,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
                 service.note_load(destination, &self.parts.counters.destinations);
                 Ok(destination)
             }
-            Err(_) if service.scheduler.is_hash() => {
+            Err(_) if finds_again(context.snapshot, service, tuple, destination, by) => {
                 self.parts.counters.worker.untracked.add(1);
                 Ok(destination)
             }
@@ -464,6 +469,28 @@ impl<S: AsRef<[Slot]>> Director<S> {
         self.parts.counters.worker.resets_sent.add(1);
         link.reply(slot, range)
     }
+}
+
+/// Whether the next segment of a flow without an entry finds the same destination: by a hash that
+/// guesses it (a real server that drains or has reduced weight is guessed as if it had all), or by
+/// persistence.
+#[cold]
+fn finds_again(
+    snapshot: &Snapshot,
+    service: &Service,
+    tuple: &FlowTuple,
+    destination: DestinationId,
+    by: PlacedBy,
+) -> bool {
+    if !service.scheduler.is_hash() {
+        return false;
+    }
+    if by != PlacedBy::Scheduler {
+        return true;
+    }
+    let key = service.placement_key(&snapshot.hash_key, tuple);
+    let guess = service.scheduler.rederive(&key, &service.members);
+    guess.and_then(|position| service.destinations.get(position)) == Some(&destination)
 }
 
 /// Why a packet gets no destination.

@@ -46,10 +46,14 @@ impl Threshold {
     }
 
     /// Remembers which threshold was met last. Called before and after a flow begins: nothing else
-    /// brings a load up. Relaxed: the mark guards no other memory.
+    /// brings a load up. Between the thresholds it writes nothing, so that a worker which looked
+    /// before another one's flow began takes nothing back. Relaxed: the mark guards no other memory.
     #[inline]
     pub fn note(&self, load: Load) {
-        self.reached.store(self.is_overloaded(load), Relaxed);
+        let total = load.total();
+        if total >= self.upper || total < self.lower {
+            self.reached.store(total >= self.upper, Relaxed);
+        }
     }
 }
 
