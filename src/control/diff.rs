@@ -335,6 +335,23 @@ mod tests {
     }
 
     #[test]
+    fn what_becomes_of_checked_servers_is_said() {
+        let check = "port = 5432\ncheck = { kind = \"tcp\" }";
+        let checked = OLD.replace("port = 5432", check);
+        let effect = |from: &str, to: &str| {
+            let found =
+                changes(&config(&checked), &config(&checked.replace(from, to)), false, |_, _| 0);
+            assert_eq!(found.len(), 1, "{found:?}");
+            found[0].effect.clone()
+        };
+        assert_eq!(effect(check, "port = 5432"), "every real server counts as up");
+        let other = effect("\"tcp\" }", "\"tcp\", fall = 9 }");
+        assert!(other.contains("what is known of real servers stays"), "{other}");
+        let tunnel = effect("10.0.0.2\"", "10.0.0.2\"\ntunnel = \"gue\"");
+        assert!(tunnel.ends_with("by which the next check decides alone"), "{tunnel}");
+    }
+
+    #[test]
     fn a_table_of_another_size_is_announced() {
         let mut text = OLD.to_owned();
         for n in 0..700 {
