@@ -138,7 +138,17 @@ fn service_changes(
             check.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string)
         };
         let what = format!("check {} -> {}", show(&old.check), show(&new.check));
-        push(what, "holds from the next check on; what is known of real servers stays", 0);
+        let effect = match (&old.check, &new.check) {
+            (None, Some(_)) => {
+                "real servers that are there go on until checks have failed; new ones begin as \
+                 `initial` says"
+            }
+            (_, None) => "every real server counts as up",
+            (Some(_), Some(_)) => {
+                "holds from the next check on; what is known of real servers stays"
+            }
+        };
+        push(what, effect, 0);
     }
     if old.persistence != new.persistence {
         let show = |p: &Option<Persistence>| {
@@ -214,12 +224,16 @@ fn real_changes(
         if let (Some(before), Some(after)) = (tunnel(old), tunnel(new))
             && before != after
         {
-            push(
-                format!("real server {address} tunnel {before} -> {after}"),
+            let checked = if old.check.is_some() && new.check.is_some() {
+                ", by which the next check decides alone"
+            } else {
+                ""
+            };
+            let effect = format!(
                 "connections there are go on by the way they began, as draining ones; new ones go \
-                 by the new one",
-                connections,
+                 by the new one{checked}"
             );
+            push(format!("real server {address} tunnel {before} -> {after}"), &effect, connections);
         }
         let thresholds = |s: &Service| {
             let real = s.reals.iter().find(|r| r.address == address)?;
@@ -294,7 +308,7 @@ mod tests {
                 "port = 80",
                 "port = 80\ncheck = { kind = \"tcp\" }",
                 "web: check none -> tcp port 80 every 2s within 1s, rise 2, fall 3, down every 5s, \
-                 initial down [0]",
+                 initial down [0] real servers that are there go on until checks have failed",
             ),
             (
                 "[[service]]\nname = \"db\"",
@@ -318,6 +332,23 @@ mod tests {
         let renamed = lines("\"web\"", "\"www\"");
         assert_eq!(renamed.len(), 2, "{renamed:?}");
         assert!(lines("eth0", "eth0").is_empty());
+    }
+
+    #[test]
+    fn what_becomes_of_checked_servers_is_said() {
+        let check = "port = 5432\ncheck = { kind = \"tcp\" }";
+        let checked = OLD.replace("port = 5432", check);
+        let effect = |from: &str, to: &str| {
+            let found =
+                changes(&config(&checked), &config(&checked.replace(from, to)), false, |_, _| 0);
+            assert_eq!(found.len(), 1, "{found:?}");
+            found[0].effect.clone()
+        };
+        assert_eq!(effect(check, "port = 5432"), "every real server counts as up");
+        let other = effect("\"tcp\" }", "\"tcp\", fall = 9 }");
+        assert!(other.contains("what is known of real servers stays"), "{other}");
+        let tunnel = effect("10.0.0.2\"", "10.0.0.2\"\ntunnel = \"gue\"");
+        assert!(tunnel.ends_with("by which the next check decides alone"), "{tunnel}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Which block of source ports belongs to which target. A target keeps its block for as long as it is
-//! known, so that a check under way never comes to be another's.
+//! configured, and after that until another needs it: what a check finds then that is under way is
+//! dropped.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -3,7 +3,7 @@
 use super::blocks::{Blocks, Place};
 use super::target::{Action, Event, Failure, Outcome, State, Step, Target};
 use crate::control::admin::api::{FailuresView, HealthView};
-use crate::control::config::{Config, Health, PROBE_PORTS, Service};
+use crate::control::config::{Check, Config, Health, PROBE_PORTS, RealTunnel, Service};
 use crate::dataplane::ids::{DestinationId, VipId};
 use crate::dataplane::packet::{self, Address};
 use crate::dataplane::probe::Probes;
@@ -74,6 +74,8 @@ struct Pin {
 struct Entry {
     key: TargetKey,
     target: Target,
+    /// How its checks are carried.
+    tunnel: RealTunnel,
     /// Its block of source ports; `None` where there was none left.
     block: Option<usize>,
     pin: Option<Pin>,
@@ -88,6 +90,8 @@ struct Entry {
 pub struct Board {
     entries: BTreeMap<u64, Entry>,
     by_key: HashMap<TargetKey, u64>,
+    /// Real servers of the configuration that are not checked: they take new flows.
+    trusted: BTreeSet<TargetKey>,
     /// When targets are due.
     schedule: BTreeSet<(Time, u64)>,
     blocks: Blocks,
@@ -114,47 +118,43 @@ impl Board {
 
     /// Takes over the targets of a configuration. What is known of those that stay is kept.
     pub fn configure(&mut self, config: &Config, now: Time) {
+        self.forget_long_gone(now);
         let same_ports = self.settings.ports == config.health.ports;
         self.settings = config.health;
+        let wanted =
+            || targets(config).filter_map(|(key, tunnel, check)| Some((key, tunnel, check?)));
+        // Whoever leaves or moves lets go of its ports before others look for some.
+        for entry in self.entries.values_mut() {
+            entry.gone.get_or_insert(now);
+        }
+        for (key, tunnel, check) in wanted() {
+            if let Some(id) = self.by_key.get(&key).copied() {
+                self.keep(id, tunnel, check, now);
+            }
+        }
         if !same_ports {
             self.deal_blocks_anew();
         }
-        let mut named = BTreeSet::new();
-        for service in &config.services {
-            let Some(check) = service.check else { continue };
-            for real in &service.reals {
-                let key = TargetKey {
-                    service: service.name.clone(),
-                    // Of a prefix the first address stands for all.
-                    vip: service.vip.address(),
-                    real: real.address,
-                };
-                let id = self.by_key.get(&key).copied().unwrap_or_else(|| {
-                    self.next_id += 1;
-                    self.next_id
-                });
-                named.insert(id);
-                match self.entries.get_mut(&id) {
-                    Some(entry) => {
-                        entry.gone = None;
-                        let before = entry.target.rules().port;
-                        entry.target.set_rules(check);
-                        if before != check.port || entry.block.is_none() {
-                            self.move_block(id, before);
-                        }
-                    }
-                    None => self.add(id, key, Target::new(check, now, self.seed ^ id)),
+        for (key, tunnel, check) in wanted() {
+            let id = self
+                .by_key
+                .get(&key)
+                .copied()
+                .unwrap_or_else(|| self.add(&key, tunnel, check, now));
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            if self.trusted.contains(&key) {
+                entry.target.presume_up(now);
+            }
+            if entry.block.is_none() {
+                let place = (key.vip, check.port);
+                let block = self.take_block(place, id);
+                if let Some(entry) = self.entries.get_mut(&id) {
+                    entry.block = block;
                 }
             }
         }
-        let mut forgotten = Vec::new();
-        for (id, entry) in self.entries.iter_mut().filter(|(id, _)| !named.contains(*id)) {
-            let since = *entry.gone.get_or_insert(now);
-            if now.saturating_since(since) >= KEPT {
-                forgotten.push(*id);
-            }
-        }
-        forgotten.into_iter().for_each(|id| self.forget(id));
+        self.trusted =
+            targets(config).filter(|(_, _, check)| check.is_none()).map(|(key, ..)| key).collect();
         self.schedule = self
             .entries
             .iter()
@@ -162,6 +162,35 @@ impl Board {
             .filter_map(|(id, entry)| Some((entry.target.due()?, *id)))
             .collect();
         self.news.notify_one();
+    }
+
+    fn forget_long_gone(&mut self, now: Time) {
+        let long = |since: Time| now.saturating_since(since) >= KEPT;
+        let forgotten: Vec<u64> = self
+            .entries
+            .iter()
+            .filter_map(|(id, entry)| entry.gone.is_some_and(long).then_some(*id))
+            .collect();
+        forgotten.into_iter().for_each(|id| self.forget(id));
+    }
+
+    /// A target that is known is in the configuration, perhaps with other rules.
+    fn keep(&mut self, id: u64, tunnel: RealTunnel, check: Check, now: Time) {
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        entry.gone = None;
+        let before = entry.target.rules().port;
+        entry.target.set_rules(check);
+        if before != check.port {
+            entry.pin = None;
+            if let Some(block) = entry.block.take() {
+                self.blocks.release((entry.key.vip, before), block);
+            }
+        }
+        if entry.tunnel != tunnel {
+            entry.tunnel = tunnel;
+            entry.pin = None;
+            entry.target.go_another_way(now);
+        }
     }
 
     /// Other ports: what comes from them is new to the worker.
@@ -185,31 +214,26 @@ impl Board {
         };
         self.blocks.take(place, id, most).or_else(|| {
             let old = self.entries.iter().find(gone).map(|(old, _)| *old)?;
-            self.forget(old);
+            let entry = self.entries.get_mut(&old)?;
+            let block = entry.block.take()?;
+            // What is known of it stays; packets of a check under way may now reach another.
+            entry.pin = None;
+            entry.target.drop_outcome();
+            self.blocks.release(place, block);
             self.blocks.take(place, id, most)
         })
     }
 
-    fn add(&mut self, id: u64, key: TargetKey, target: Target) {
-        let place = (key.vip, target.rules().port);
-        let block = self.take_block(place, id);
+    /// A target that is new, which has no ports yet.
+    fn add(&mut self, key: &TargetKey, tunnel: RealTunnel, check: Check, now: Time) -> u64 {
+        self.next_id += 1;
+        let id = self.next_id;
+        let target = Target::new(check, now, self.seed ^ id);
         self.by_key.insert(key.clone(), id);
-        let entry = Entry { key, target, block, pin: None, turn: 0, gone: None };
+        let entry =
+            Entry { key: key.clone(), target, tunnel, block: None, pin: None, turn: 0, gone: None };
         self.entries.insert(id, entry);
-    }
-
-    /// A check of another port has a block there.
-    fn move_block(&mut self, id: u64, before: u16) {
-        let Some(entry) = self.entries.get_mut(&id) else { return };
-        let (vip, port) = (entry.key.vip, entry.target.rules().port);
-        entry.pin = None;
-        if let Some(block) = entry.block.take() {
-            self.blocks.release((vip, before), block);
-        }
-        let block = self.take_block((vip, port), id);
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.block = block;
-        }
+        id
     }
 
     fn forget(&mut self, id: u64) {
@@ -397,6 +421,21 @@ impl Board {
             reason: target.reason(),
         })
     }
+}
+
+/// Every real server of every service, with what its service's check is.
+fn targets(config: &Config) -> impl Iterator<Item = (TargetKey, RealTunnel, Option<Check>)> {
+    config.services.iter().flat_map(|service| {
+        service.reals.iter().map(|real| {
+            let key = TargetKey {
+                service: service.name.clone(),
+                // Of a prefix the first address stands for all.
+                vip: service.vip.address(),
+                real: real.address,
+            };
+            (key, real.tunnel, service.check)
+        })
+    })
 }
 
 #[cfg(test)]
@@ -639,5 +678,138 @@ mod tests {
         }
         assert_eq!(changes.len(), 3, "{changes:?}");
         assert!(changes.iter().all(|c| c.reason.contains("no route to the real server")));
+    }
+
+    /// A service whose check has this much in its table, with these real servers.
+    fn one(head: &str, check: &str, reals: &[&str]) -> Config {
+        let reals: String =
+            reals.iter().map(|real| format!("[[service.real]]\naddress = {real}\n")).collect();
+        config(&format!(
+            "[director]\ninterface = \"eth0\"\n{head}[[service]]\nname = \"db\"\n\
+             vip = \"192.0.2.1\"\nport = 5432\n{check}{reals}"
+        ))
+    }
+
+    const CHECK: &str = "check = { kind = \"tcp\" }\n";
+    const TWO_BLOCKS: &str = "[health]\nports = \"50000-50007\"\n";
+
+    fn states(board: &Board, config: &Config) -> Vec<State> {
+        targets(config)
+            .map(|(key, ..)| board.find(&key.service, key.vip, key.real).unwrap().state())
+            .collect()
+    }
+
+    #[test]
+    fn those_that_come_have_the_ports_of_those_that_leave_with_the_same_reload() {
+        let first = one(TWO_BLOCKS, CHECK, &["\"10.0.0.1\"", "\"10.0.0.2\""]);
+        let second = one(TWO_BLOCKS, CHECK, &["\"10.0.0.3\"", "\"10.0.0.4\""]);
+        let mut board = Board::new(5);
+        for (config, from) in [(&first, 0), (&second, 5)] {
+            board.configure(config, seconds(from));
+            tell(&mut board, seconds(from));
+            pass(&mut board, seconds(from), seconds(from + 3), |_| Ok(Duration::ZERO));
+            assert_eq!(states(&board, config), [State::Up; 2]);
+        }
+        // One that comes back in the same reload as another comes does not lose its own to that.
+        let third = one(TWO_BLOCKS, CHECK, &["\"10.0.0.4\""]);
+        let fourth = one(TWO_BLOCKS, CHECK, &["\"10.0.0.0\"", "\"10.0.0.3\""]);
+        board.configure(&third, seconds(10));
+        board.configure(&fourth, seconds(11));
+        assert_eq!(states(&board, &fourth), [State::Unchecked, State::Up]);
+        tell(&mut board, seconds(11));
+        pass(&mut board, seconds(11), seconds(14), |_| Ok(Duration::ZERO));
+        assert_eq!(states(&board, &fourth), [State::Up; 2]);
+        // A reload that is rolled back costs nobody what is known of them.
+        let refused = one(TWO_BLOCKS, CHECK, &["\"10.0.0.6\"", "\"10.0.0.7\""]);
+        board.configure(&refused, seconds(20));
+        board.configure(&fourth, seconds(20));
+        assert_eq!(states(&board, &fourth), [State::Up; 2]);
+        tell(&mut board, seconds(20));
+        let (started, changes) = pass(&mut board, seconds(20), seconds(23), |_| timeout());
+        assert!(started >= 2 && changes.is_empty(), "they have ports: {started} {changes:?}");
+    }
+
+    #[test]
+    fn one_that_comes_back_after_a_long_time_is_new() {
+        let (with, without) = (one("", CHECK, &["\"10.0.0.1\""]), one("", CHECK, &[]));
+        for (away, expected) in
+            [(59, State::Down), (60, State::Unchecked), (9999, State::Unchecked)]
+        {
+            let mut board = Board::new(5);
+            board.configure(&with, seconds(0));
+            tell(&mut board, seconds(0));
+            pass(&mut board, seconds(0), seconds(3), |_| timeout());
+            board.configure(&without, seconds(3));
+            // Nothing was reloaded in between.
+            board.configure(&with, seconds(3 + away));
+            assert_eq!(states(&board, &with), [expected], "{away}");
+        }
+    }
+
+    #[test]
+    fn another_tunnel_is_judged_by_its_own_checks() {
+        let ipip = one("", CHECK, &["\"10.0.0.1\""]);
+        let gue = one("", CHECK, &["\"10.0.0.1\"\ntunnel = \"gue\""]);
+        let ok = || Ok(Duration::ZERO);
+        // What was found by the old way, what the check under way finds, and what the first by the
+        // new way does.
+        for (was, late, then) in [
+            (ok(), timeout(), ok()),
+            (ok(), timeout(), timeout()),
+            (timeout(), ok(), timeout()),
+            (timeout(), ok(), ok()),
+        ] {
+            let state = |outcome: &Outcome| if outcome.is_ok() { State::Up } else { State::Down };
+            let mut board = Board::new(5);
+            board.configure(&ipip, seconds(0));
+            tell(&mut board, seconds(0));
+            pass(&mut board, seconds(0), seconds(1), |_| was.clone());
+            let begun = board.due(seconds(9), |_| true).0[0];
+            board.configure(&gue, seconds(9));
+            assert_eq!(states(&board, &gue), [state(&was)], "nothing is known of the new way");
+            tell(&mut board, seconds(9));
+            let none = board.due(seconds(9) + PIN_TAKEN, |_| true).0;
+            assert_eq!(none, [], "one at a time");
+            assert_eq!(board.finished(seconds(9) + PIN_TAKEN, begun.target, late), None);
+            assert_eq!(states(&board, &gue), [state(&was)], "the old way says nothing of it");
+            let next = board.due(seconds(10), |_| true).0;
+            assert_eq!(next.len(), 1);
+            board.finished(seconds(10), next[0].target, then.clone());
+            assert_eq!(states(&board, &gue), [state(&then)], "{was:?}");
+        }
+        // With none under way the next comes as soon as the worker knows of the way.
+        let mut board = Board::new(5);
+        board.configure(&ipip, seconds(0));
+        tell(&mut board, seconds(0));
+        pass(&mut board, seconds(0), seconds(1), |_| ok());
+        board.configure(&gue, seconds(1));
+        tell(&mut board, seconds(1));
+        let (early, _) = pass(&mut board, seconds(1), seconds(1) + PIN_TAKEN, |_| timeout());
+        assert_eq!(early, 0);
+        let soon = seconds(1) + PIN_TAKEN + Duration::from_millis(20);
+        let (started, changes) = pass(&mut board, seconds(1) + PIN_TAKEN, soon, |_| timeout());
+        assert_eq!((started, changes.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_check_that_is_added_takes_nobody_out_before_it_has_failed() {
+        let unchecked = one("", "", &["\"10.0.0.1\"", "\"10.0.0.2\""]);
+        let checked = one("", CHECK, &["\"10.0.0.1\"", "\"10.0.0.2\"", "\"10.0.0.3\""]);
+        let mut board = Board::new(5);
+        board.configure(&unchecked, seconds(0));
+        board.configure(&checked, seconds(1));
+        assert_eq!(states(&board, &checked), [State::Up, State::Up, State::Unchecked]);
+        tell(&mut board, seconds(1));
+        // The first check alone takes out nobody who served before, the third does.
+        let early = pass(&mut board, seconds(1), seconds(3), |_| timeout()).1;
+        assert_eq!(early.iter().map(|c| c.key.real.to_string()).collect::<Vec<_>>(), ["10.0.0.3"]);
+        pass(&mut board, seconds(3), seconds(8), |_| timeout());
+        assert_eq!(states(&board, &checked), [State::Down; 3]);
+        // Who was waiting for a check, served while there was none, and is to be checked again.
+        let mut board = Board::new(5);
+        for (at, config) in (0..).zip([&checked, &unchecked, &checked]) {
+            board.configure(config, Time(at));
+        }
+        assert_eq!(states(&board, &checked), [State::Up, State::Up, State::Unchecked]);
     }
 }

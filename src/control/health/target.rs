@@ -121,6 +121,8 @@ pub struct Last {
 enum Turn {
     Due(Time),
     Running(Time),
+    /// One is under way whose outcome says nothing any more.
+    Void,
 }
 
 /// One real server of one service.
@@ -156,9 +158,14 @@ impl Target {
             jitter: seed,
             counts: Counts::default(),
         };
-        let spread = nanoseconds(FIRST_WITHIN.min(rules.interval));
-        target.turn = Turn::Due(now + Duration::from_nanos(target.draw() % spread.max(1)));
+        target.turn = Turn::Due(target.soon(now));
         target
+    }
+
+    /// When a first check begins.
+    fn soon(&mut self, now: Time) -> Time {
+        let spread = nanoseconds(FIRST_WITHIN.min(self.rules.interval));
+        now + Duration::from_nanos(self.draw() % spread.max(1))
     }
 
     /// Takes an event. One check at a time is under way, however late it ends.
@@ -174,7 +181,13 @@ impl Target {
                 self.turn = Turn::Due(self.next(now, started));
                 if self.state == before { Action::None } else { Action::Changed(self.state) }
             }
-            (Event::Due | Event::Finished(_), Turn::Due(_) | Turn::Running(_)) => Action::None,
+            (Event::Finished(_), Turn::Void) => {
+                self.turn = Turn::Due(now);
+                Action::None
+            }
+            (Event::Due | Event::Finished(_), Turn::Due(_) | Turn::Running(_) | Turn::Void) => {
+                Action::None
+            }
         }
     }
 
@@ -186,6 +199,33 @@ impl Target {
         }
         self.rules = rules;
         self.streak = self.streak.min(self.needed().saturating_sub(1));
+    }
+
+    /// It took new flows before anybody checked it, and goes on: it has to fail as often as what was
+    /// seen up. Nothing to do where something is known.
+    pub fn presume_up(&mut self, now: Time) {
+        if self.state == State::Unchecked {
+            self.state = State::Up;
+            self.since = now;
+        }
+    }
+
+    /// Checks go another way. Until one has, the state is what it was, and that one decides alone;
+    /// what one finds that is under way by the old one is nobody's.
+    pub fn go_another_way(&mut self, now: Time) {
+        self.last = None;
+        self.streak = self.needed().saturating_sub(1);
+        if self.due().is_some() {
+            self.turn = Turn::Due(self.soon(now));
+        }
+        self.drop_outcome();
+    }
+
+    /// What a check finds that is under way is nobody's.
+    pub fn drop_outcome(&mut self) {
+        if matches!(self.turn, Turn::Running(_)) {
+            self.turn = Turn::Void;
+        }
     }
 
     /// Puts the next check off until `at`, unless one is under way.
@@ -200,7 +240,7 @@ impl Target {
     pub fn due(&self) -> Option<Time> {
         match self.turn {
             Turn::Due(due) => Some(due),
-            Turn::Running(_) => None,
+            Turn::Running(_) | Turn::Void => None,
         }
     }
 
