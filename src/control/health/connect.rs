@@ -78,7 +78,7 @@ mod tests {
     use std::net::TcpListener;
 
     fn start(from: &str, to: SocketAddr) -> Start {
-        let timeout = Duration::from_millis(300);
+        let timeout = Duration::from_secs(2);
         Start { target: 1, from: from.parse().unwrap(), to, timeout }
     }
 
