@@ -4,13 +4,16 @@
 //! loses none of it. One process at a time: the directory is locked as long as it is open.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use memmap2::{Advice, MmapMut};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, posix_fallocate};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use thiserror::Error;
 
 use super::errno::errno_of;
@@ -78,6 +81,46 @@ pub struct StateDirectory {
     _lock: Flock<File>,
 }
 
+/// Takes the lock, or says who has it. One that was killed a moment ago may still have it: the kernel
+/// closes files after the process is gone where a ring or a child refers to them. It is waited for.
+fn take_lock(
+    mut lock: File,
+    directory: &Path,
+    lock_path: &Path,
+) -> Result<Flock<File>, RegionError> {
+    let mut tries = 0;
+    loop {
+        match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((mut held, Errno::EWOULDBLOCK)) => {
+                let mut holder = String::new();
+                let told = held.rewind().and_then(|()| held.read_to_string(&mut holder)).is_ok();
+                let pid = holder.trim().parse().ok().filter(|_| told).map(Pid::from_raw);
+                let is_gone = pid.is_some_and(|pid| kill(pid, None) == Err(Errno::ESRCH));
+                if !is_gone || tries == LOCK_TRIES {
+                    let holder = pid.map_or_else(|| "unknown".into(), |pid| pid.to_string());
+                    return Err(RegionError::InUse { directory: directory.into(), holder });
+                }
+                (lock, tries) = (held, tries + 1);
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "nobody else is served before the start"
+                )]
+                std::thread::sleep(LOCK_PAUSE);
+            }
+            Err((_, errno)) => {
+                return Err(RegionError::Refused { path: lock_path.into(), action: "lock", errno });
+            }
+        }
+    }
+}
+
+/// How often, and how long apart, the lock of a process that is gone is asked for: three seconds, as
+/// for its TAP.
+const LOCK_TRIES: u32 = 600;
+/// See [`LOCK_TRIES`].
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
+
 impl StateDirectory {
     /// Locks a directory, which is made if it is not there.
     ///
@@ -96,19 +139,9 @@ impl StateDirectory {
             .mode(0o600)
             .open(&lock_path)
             .map_err(refused(&lock_path, "open"))?;
-        let mut lock = match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => lock,
-            Err((mut lock, Errno::EWOULDBLOCK)) => {
-                let mut holder = String::new();
-                let told = lock.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
-                let holder = if told { holder.trim().into() } else { "unknown".into() };
-                return Err(RegionError::InUse { directory: path.into(), holder });
-            }
-            Err((_, errno)) => {
-                return Err(RegionError::Refused { path: lock_path, action: "lock", errno });
-            }
-        };
-        lock.set_len(0)
+        let mut lock = take_lock(lock, path, &lock_path)?;
+        lock.rewind()
+            .and_then(|()| lock.set_len(0))
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(refused(&lock_path, "write"))?;
         Ok(Self { path: path.into(), _lock: lock })
