@@ -209,17 +209,21 @@ impl<'t> Table<'t> {
         Some(At { value: *boolean, span: value.span() })
     }
 
+    /// Refuses a duration that is a bare number.
+    fn has_unit(&mut self, key: &'static str) -> Option<()> {
+        let value = self.get(key)?;
+        let DeValue::Integer(number) = value.get_ref() else { return Some(()) };
+        let help = format!("say which unit, in quotes: {key} = \"{number}s\"");
+        self.problems.at(value.span(), format!("`{key}` = {number} has no unit"), help);
+        None
+    }
+
     pub(super) fn duration(
         &mut self,
         key: &'static str,
         bounds: &DurationBounds,
     ) -> Option<Duration> {
-        let value = self.get(key)?;
-        if let DeValue::Integer(number) = value.get_ref() {
-            let help = format!("say which unit, in quotes: {key} = \"{number}s\"");
-            self.problems.at(value.span(), format!("`{key}` = {number} has no unit"), help);
-            return None;
-        }
+        self.has_unit(key)?;
         self.parsed(key, |text| whole_seconds(key, parse_duration(key, text, bounds)?))
             .map(|at| at.value)
     }
@@ -230,12 +234,7 @@ impl<'t> Table<'t> {
         key: &'static str,
         bounds: &DurationBounds,
     ) -> Option<Duration> {
-        let value = self.get(key)?;
-        if let DeValue::Integer(number) = value.get_ref() {
-            let help = format!("say which unit, in quotes: {key} = \"{number}s\"");
-            self.problems.at(value.span(), format!("`{key}` = {number} has no unit"), help);
-            return None;
-        }
+        self.has_unit(key)?;
         let whole = |duration: Duration| duration.subsec_nanos().is_multiple_of(1_000_000);
         self.parsed(key, |text| {
             let duration = parse_duration(key, text, bounds)?;
