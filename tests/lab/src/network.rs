@@ -1,6 +1,7 @@
 //! Wires and switches between hosts.
 
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::error::Result;
 use crate::namespace::Namespace;
@@ -63,6 +64,18 @@ pub fn make_router(host: &Namespace) -> Result<()> {
     Ok(())
 }
 
+/// An address for a bridge, in the locally administered range.
+///
+/// A bridge without one of its own takes the lowest of its ports', so that a port which is plugged in later
+/// may change it, and neighbours send into the void until they ask again (`br_stp_recalculate_bridge_id`).
+fn ethernet_address(host: &Namespace, bridge: &str) -> String {
+    let mut hasher = DefaultHasher::new();
+    (host.name(), bridge).hash(&mut hasher);
+    let bytes = hasher.finish().to_be_bytes();
+    let words: Vec<_> = bytes[..5].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("02:{}", words.join(":"))
+}
+
 /// An Ethernet segment: a switch that is a bridge device of one host, usually the router of the
 /// segment, which has its addresses on the bridge.
 #[derive(Clone, Debug)]
@@ -78,7 +91,8 @@ impl Segment {
     /// When the device exists.
     pub fn create(host: &Namespace, bridge: &str, own: &[&str]) -> Result<Self> {
         host.ip(&format!(
-            "link add {bridge} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n{}",
+            "link add {bridge} address {} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n{}",
+            ethernet_address(host, bridge),
             address_lines(bridge, own)
         ))?;
         offloads_off(host, bridge)?;

@@ -26,10 +26,6 @@ use crate::namespace::Namespace;
 /// discovery or a restarted director may cost.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// Longest wait for an answer in a conversation: seven retransmissions, and less than the server waits
-/// for the next question.
-const ANSWER: Duration = Duration::from_secs(25);
-
 /// Limit for a connection to be made: beyond two retransmissions of a SYN (1 s and 3 s).
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -253,7 +249,7 @@ impl<'a> Caller<'a> {
         let stream = self.call("converse\n", Ok)?;
         let what = || format!("a conversation with {}", self.to);
         stream.set_nodelay(true).context(what)?;
-        stream.set_read_timeout(Some(ANSWER)).context(what)?;
+        stream.set_read_timeout(Some(CONNECT)).context(what)?;
         let source = stream.local_addr().context(what)?;
         let stream = BufReader::new(stream);
         let mut conversation = Conversation { stream, source, server: String::new(), asked: 0 };

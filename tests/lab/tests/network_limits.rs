@@ -162,7 +162,7 @@ fn a_flood_over_a_table_nearly_full_breaks_no_session_and_keeps_few_clients_out(
 
     let newcomer = lab.add_client(31).unwrap();
     let (begun, served, ended) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
-    let (mut rounds, mut unanswered, mut set_aside) = (0, 0, Vec::new());
+    let mut rounds = 0;
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
@@ -182,24 +182,7 @@ fn a_flood_over_a_table_nearly_full_breaks_no_session_and_keeps_few_clients_out(
         }
         // All the while, and once more when it is over.
         while ended.load(Ordering::Relaxed) < AT_ONCE || rounds == 0 {
-            let lost = broken(&mut sessions);
-            if !lost.is_empty() {
-                // On a busy machine a question stays without an answer now and then, and it is not known
-                // why. It is not for want of its packets at the server, where the director has dropped
-                // nothing at all; anything else that befalls a session fails.
-                assert_eq!(director.json(&["drops"]).unwrap(), serde_json::json!([]), "{lost:?}");
-                let without_answer = |session: &Conversation| {
-                    let start = format!("{} ", session.source());
-                    lost.iter().any(|l| l.starts_with(&start) && l.contains("(os error 11)"))
-                };
-                // Kept open: they count as established still.
-                let (silent, others) = sessions.drain(..).partition(without_answer);
-                sessions = others;
-                set_aside.extend::<Vec<_>>(silent);
-                report(&format!("without an answer, and nothing dropped: {lost:?}"));
-                unanswered += lost.len();
-                assert_eq!(sessions.len() + unanswered, SESSIONS, "in the flood: {lost:?}");
-            }
+            assert_eq!(broken(&mut sessions), [""; 0], "in the flood");
             rounds += 1;
         }
     });
@@ -211,7 +194,6 @@ fn a_flood_over_a_table_nearly_full_breaks_no_session_and_keeps_few_clients_out(
         totals["gave_way"], totals["evicted_half_open"]
     ));
     assert!(served * 100 >= NEWCOMERS * 95, "{served} of {NEWCOMERS}");
-    assert!(unanswered * 10 < SESSIONS, "{unanswered} of {SESSIONS} without an answer");
     assert!(active() >= (SESSIONS + HALVES) as u64, "{} active", active());
     // It was a flood: nearly all of the spoofed SYNs had to be let go again.
     let let_go = totals["gave_way"] + totals["evicted_half_open"];
