@@ -11,26 +11,54 @@ use nix::unistd::Pid;
 
 use crate::{SOON, clean_lab, config, start};
 
-/// The worker's thread by its number, and its `status` as the kernel has it.
-fn worker(director: &Director) -> (Pid, String) {
+/// The worker's thread of this name.
+pub(crate) fn thread_named(director: &Director, name: &str) -> Pid {
     let process = director.status().unwrap()["pid"].as_u64().unwrap();
     let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let mut workers = threads.flatten().filter_map(|thread| {
-        let status = fs::read_to_string(thread.path().join("status")).ok()?;
-        let is_worker = status.lines().next()? == "Name:\tadit-worker";
-        let number = thread.file_name().to_str()?.parse().ok()?;
-        is_worker.then(|| (Pid::from_raw(number), status))
+    let named: Vec<_> = threads
+        .flatten()
+        .filter_map(|thread| {
+            let comm = fs::read_to_string(thread.path().join("comm")).ok()?;
+            let number = thread.file_name().to_str()?.parse().ok()?;
+            (comm.trim() == name).then(|| Pid::from_raw(number))
+        })
+        .collect();
+    let [thread] = named[..] else { panic!("{} threads have the name {name}", named.len()) };
+    thread
+}
+
+/// Stops a worker's thread and waits for the daemon's end; returns the log's last line.
+///
+/// A thread alone can only be stopped by a debugger.
+pub(crate) fn end_by_a_stuck(director: &Director, worker: Pid) -> String {
+    // The kernel knows a debugger by its thread; with that it lets go.
+    let status = thread::scope(|scope| {
+        let debugger = scope.spawn(|| {
+            ptrace::seize(worker, Options::empty()).unwrap();
+            ptrace::interrupt(worker).unwrap();
+            let mut ended = None;
+            let end = wait_until(SOON, "the end of a daemon whose worker is stuck", || {
+                // A thread that is being debugged ends when its debugger has heard of it.
+                let _ = waitpid(worker, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
+                ended = director.process().exit_status().unwrap();
+                ended.is_some()
+            });
+            end.map(|()| ended)
+        });
+        debugger.join().unwrap()
     });
-    let worker = workers.next().expect("a worker's thread");
-    assert!(workers.next().is_none(), "one worker is configured");
-    worker
+    let status = status.unwrap_or_else(|error| panic!("{error}: {}", director.log())).unwrap();
+    assert_eq!(status.code(), Some(1), "{status}: {}", director.log());
+    director.log().lines().last().unwrap_or_default().to_owned()
 }
 
 #[test]
 fn the_worker_has_one_core_to_run_on() {
     let lab = clean_lab();
     let director = start(&lab, &config(&lab));
-    let (_, status) = worker(&director);
+    let process = director.status().unwrap()["pid"].as_u64().unwrap();
+    let worker = thread_named(&director, "adit-worker");
+    let status = fs::read_to_string(format!("/proc/{process}/task/{worker}/status")).unwrap();
     let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:\t")).unwrap();
     assert!(cores.parse::<u32>().is_ok(), "not one core: {cores}");
 }
@@ -51,32 +79,11 @@ fn a_worker_that_dies_takes_the_daemon_down() {
     }
 }
 
-/// A thread alone can only be stopped by a debugger.
 #[test]
 fn a_worker_that_is_stuck_takes_the_daemon_down() {
     let lab = clean_lab();
     let director = start(&lab, &config(&lab));
     Caller::new(&lab.client, vip(SERVE_PORT)).whoami().unwrap();
-    let (thread, _) = worker(&director);
-    // The kernel knows a debugger by its thread; with that it lets go.
-    let status = thread::scope(|scope| {
-        let debugger = scope.spawn(|| {
-            ptrace::seize(thread, Options::empty()).unwrap();
-            ptrace::interrupt(thread).unwrap();
-            let mut ended = None;
-            let end = wait_until(SOON, "the end of a daemon whose worker is stuck", || {
-                // A thread that is being debugged ends when its debugger has heard of it.
-                let _ = waitpid(thread, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
-                ended = director.process().exit_status().unwrap();
-                ended.is_some()
-            });
-            end.map(|()| ended)
-        });
-        debugger.join().unwrap()
-    });
-    let status = status.unwrap_or_else(|error| panic!("{error}: {}", director.log())).unwrap();
-    assert_eq!(status.code(), Some(1), "{status}: {}", director.log());
-    let log = director.log();
-    let last = log.lines().last().unwrap_or_default();
-    assert!(last.contains("it is stuck since"), "the last line does not say what happened: {log}");
+    let last = end_by_a_stuck(&director, thread_named(&director, "adit-worker"));
+    assert!(last.contains("it is stuck since"), "the last line does not say what happened: {last}");
 }

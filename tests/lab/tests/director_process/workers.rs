@@ -2,18 +2,14 @@
 //! outlive restarts with another number of workers, and which worker it was that did not go on.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::thread;
 
 use adit_lab::topology::vip;
-use adit_lab::{Caller, Config, Director, Lab, SERVE_PORT, Service, wait_until};
-use nix::sys::ptrace::{self, Options};
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
+use adit_lab::{Caller, Config, Director, Lab, SERVE_PORT, Service};
 use serde_json::Value;
 
-use crate::{SOON, clean_lab, echoes, start};
+use crate::worker::{end_by_a_stuck, thread_named};
+use crate::{clean_lab, echoes, start};
 
 /// Sessions: that two workers have less than a tenth of them each is one chance in 10¹⁰.
 const SESSIONS: u16 = 60;
@@ -110,44 +106,11 @@ fn views_show_all_workers_together() {
     assert_eq!(broken(&mut sessions), 0);
 }
 
-/// Threads of workers by their names.
-fn thread_named(director: &Director, name: &str) -> Pid {
-    let process = director.status().unwrap()["pid"].as_u64().unwrap();
-    let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap();
-    let mut named = threads.flatten().filter_map(|thread| {
-        let comm = fs::read_to_string(thread.path().join("comm")).ok()?;
-        let number = thread.file_name().to_str()?.parse().ok()?;
-        (comm.trim() == name).then(|| Pid::from_raw(number))
-    });
-    named.next().unwrap_or_else(|| panic!("no thread {name}"))
-}
-
-/// A thread alone can only be stopped by a debugger.
 #[test]
 fn one_of_two_workers_that_is_stuck_takes_the_daemon_down_by_name() {
     let lab = clean_lab();
     let director = start(&lab, &config(&lab, 2));
     Caller::new(&lab.client, vip(SERVE_PORT)).whoami().unwrap();
-    let worker = thread_named(&director, "adit-worker1");
-    // The kernel knows a debugger by its thread; with that it lets go.
-    let status = thread::scope(|scope| {
-        let debugger = scope.spawn(|| {
-            ptrace::seize(worker, Options::empty()).unwrap();
-            ptrace::interrupt(worker).unwrap();
-            let mut ended = None;
-            let end = wait_until(SOON, "the end of a daemon whose worker is stuck", || {
-                // A thread that is being debugged ends when its debugger has heard of it.
-                let _ = waitpid(worker, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
-                ended = director.process().exit_status().unwrap();
-                ended.is_some()
-            });
-            end.map(|()| ended)
-        });
-        debugger.join().unwrap()
-    });
-    let status = status.unwrap_or_else(|error| panic!("{error}: {}", director.log())).unwrap();
-    assert_eq!(status.code(), Some(1), "{status}: {}", director.log());
-    let log = director.log();
-    let last = log.lines().last().unwrap_or_default();
-    assert!(last.contains("worker 1 ended: it is stuck since"), "which one is not said: {log}");
+    let last = end_by_a_stuck(&director, thread_named(&director, "adit-worker1"));
+    assert!(last.contains("worker 1 ended: it is stuck since"), "which one is not said: {last}");
 }
