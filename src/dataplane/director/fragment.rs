@@ -5,9 +5,9 @@ use super::{
         conntrack::{FlowKey, Slot},
         fragments::{Later, Lost, Piece, PieceError, Release},
         ids::{DestinationId, VipId},
-        packet::{Datagram, ETHERNET_HEADER, protocol},
+        packet::{Datagram, protocol},
         time::Time,
-        verdict::{Account, DropReason, EgressId, HEADROOM, Outlet, Verdict},
+        verdict::{Account, DropReason, EgressId, Outlet, Verdict},
     },
     Context, Director, LinkHeader, Received,
     balance::{Incoming, Refusal},
@@ -112,15 +112,9 @@ impl<S: AsRef<[Slot]>> Director<S> {
         // Taken out for the while, so that it is not borrowed from the director it works with.
         let mut staging = std::mem::take(&mut self.staging);
         while let Some(packet) = self.parts.fragments.release(release) {
-            let ip = HEADROOM..HEADROOM + packet.len();
-            let frame = ip.start - ETHERNET_HEADER..ip.end;
-            staging[ip.clone()].copy_from_slice(packet);
-            staging[frame.start..ip.start].copy_from_slice(&link.forth());
-            let verdict = match Datagram::parse(&staging[ip.clone()]) {
-                Ok(datagram) => {
-                    let received = Received { slot: &mut staging, frame, ip };
-                    self.forward(context, &datagram, received, destination)
-                }
+            let received = Received::held(&mut staging, packet, &link);
+            let verdict = match Datagram::parse(received.packet()) {
+                Ok(datagram) => self.forward(context, &datagram, received, destination),
                 // It was parsed when it was held.
                 Err(error) => Verdict::Drop(error.into()),
             };

@@ -11,10 +11,10 @@ use super::{
         fragments::{Fragments, Later, Lost, Piece, Release},
         icmp::{self, Message},
         ids::VipId,
-        packet::{Datagram, ETHERNET_HEADER, protocol},
+        packet::{Datagram, protocol},
         path_mtu,
         steering::{Steering, Tuple},
-        verdict::{DropReason, HEADROOM, HandOver, Outlet, Source, Verdict},
+        verdict::{DropReason, HandOver, Outlet, Source, Verdict},
     },
     Context, Director, LinkHeader, Received,
     balance::Incoming,
@@ -221,23 +221,17 @@ impl<S: AsRef<[Slot]>> Director<S> {
         // Taken out for the while, so that it is not borrowed from the director it works with.
         let mut staging = std::mem::take(&mut self.staging);
         while let Some(packet) = self.parts.team.meeting().and_then(|m| m.release(release)) {
-            let ip = HEADROOM..HEADROOM + packet.len();
-            let frame = ip.start - ETHERNET_HEADER..ip.end;
-            staging[ip.clone()].copy_from_slice(packet);
-            staging[frame.start..ip.start].copy_from_slice(&link.forth());
+            let received = Received::held(&mut staging, packet, &link);
             let verdict = if owner == self.parts.team.number {
-                let verdict = match Datagram::parse(&staging[ip.clone()]) {
-                    Ok(datagram) => {
-                        let received = Received { slot: &mut staging, frame, ip };
-                        self.fragment(context, &datagram, vip, received)
-                    }
+                let verdict = match Datagram::parse(received.packet()) {
+                    Ok(datagram) => self.fragment(context, &datagram, vip, received),
                     // It was parsed when it was held.
                     Err(error) => Verdict::Drop(error.into()),
                 };
                 send_copy(context.outlet, verdict, &staging)
             } else {
                 let handed = HandOver { to: owner, source: Source::Tap, settled: true };
-                give(context, handed, &staging[frame])
+                give(context, handed, &received.slot[received.frame])
             };
             self.parts.counters.worker.held.sub(1);
             self.account(&verdict);

@@ -84,7 +84,16 @@ struct Received<'a> {
     ip: Range<usize>,
 }
 
-impl Received<'_> {
+impl<'a> Received<'a> {
+    /// A fragment that was held, back in a slot: behind the link header that it came over.
+    fn held(slot: &'a mut [u8], packet: &[u8], link: &LinkHeader) -> Self {
+        let ip = HEADROOM..HEADROOM + packet.len();
+        let frame = ip.start - packet::ETHERNET_HEADER..ip.end;
+        slot[ip.clone()].copy_from_slice(packet);
+        slot[frame.start..ip.start].copy_from_slice(&link.forth());
+        Self { slot, frame, ip }
+    }
+
     fn packet(&self) -> &[u8] {
         &self.slot[self.ip.clone()]
     }
