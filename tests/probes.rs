@@ -14,7 +14,7 @@ use adit::dataplane::{
     scheduler::SchedulerKind,
     verdict::{DropReason, SendResult, Source, Verdict},
 };
-use world::{ServiceSpec, World, frames::Tcp, snapshot};
+use world::{ServiceSpec, World, frames, frames::Tcp, snapshot};
 
 const VIP: &str = "198.51.100.10:5432";
 /// Address of the director's host.
@@ -143,6 +143,23 @@ fn a_check_is_no_flow_to_expire_and_its_lost_sends_are_no_traffic() {
     world.advance(Duration::from_secs(3600));
     world.tick();
     assert_eq!(world.counters.dropped(DropReason::EgressFull).get(), 1);
+    assert_eq!(placed(&world), (0, 0, [0; 3]));
+    assert!(world.counters.ledger_balances());
+}
+
+#[test]
+fn an_error_about_an_answer_to_a_check_reaches_who_answered() {
+    let mut world = world(|_| {});
+    for (block, expected) in [(0u16, "10.20.0.11"), (1, "10.30.0.21")] {
+        let client = format!("{SOURCE}:{}", FIRST + block * EACH);
+        let answer = Tcp::syn(VIP, &client).frame();
+        let error = frames::destination_unreachable("192.0.2.254", "198.51.100.10", &answer[14..]);
+        assert_eq!(server(&mut world, &error).unwrap().to_string(), expected);
+    }
+    let stranger = Tcp::syn(VIP, &format!("192.0.2.7:{FIRST}")).frame();
+    let error = frames::destination_unreachable("192.0.2.254", "198.51.100.10", &stranger[14..]);
+    let refused = server(&mut world, &error).unwrap_err();
+    assert_eq!(refused, Verdict::Drop(DropReason::IcmpNoFlow));
     assert_eq!(placed(&world), (0, 0, [0; 3]));
     assert!(world.counters.ledger_balances());
 }

@@ -10,6 +10,7 @@ mod live;
 mod logging;
 mod metrics;
 pub mod output;
+mod probe;
 mod rate;
 mod reload;
 mod run;
@@ -79,6 +80,12 @@ pub enum Command {
     /// Show connections.
     #[command(visible_alias = "conns")]
     Connections(live::ConnectionsArgs),
+    /// Try the way to a real server through its tunnel, and what comes back.
+    ///
+    /// Connects to the service's VIP and port at that real server, as a health check does, and has
+    /// `adit-realserver verify --live` there send and take full packets: each says what it saw. Exits
+    /// with 1 when a step has failed.
+    Probe(probe::ProbeArgs),
     /// Say what is wrong, of this host and of the director that runs on it, and how to mend it.
     ///
     /// Everything that `check` says of the host, and what the director's state shows: next hops,
@@ -193,6 +200,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, CommandError> {
     let Arguments { command, global } = arguments;
     match command {
         Command::Check(args) => check::run(&args, &global),
+        Command::Probe(args) => probe::run(&args, &global),
         Command::Doctor => doctor::run(&global),
         Command::Run(args) => run::run(&args, &global),
         Command::Reload(args) => reload::run(&args, &global),

@@ -90,6 +90,18 @@ impl Probes {
             Some(None) | None => Pinned::No,
         }
     }
+
+    /// Whose check an answer to one belongs to, which an ICMP error quotes. The quote proves nothing of
+    /// its sender, and need not: the error goes to where the quoted answer says that it comes from, and
+    /// the end of that connection looks at it as at any client's.
+    #[cold]
+    pub fn answered_by(&self, key: &FlowKey) -> Option<DestinationId> {
+        let is_check = key.protocol == protocol::TCP
+            && self.has_port(key.client_port)
+            && self.sources.contains(&key.client);
+        let block = is_check.then(|| usize::from((key.client_port - self.first) / self.each))?;
+        *self.blocks.get(&(key.vip, key.vip_port))?.get(block)?
+    }
 }
 
 #[cfg(test)]
@@ -145,6 +157,20 @@ mod tests {
         assert_eq!(of("10.0.0.5", 61_003), Pinned::To(DestinationId(7)));
         assert_eq!(of("10.0.0.5", 61_004), Pinned::No);
         assert_eq!(of("10.0.0.6", 61_003), Pinned::No);
+    }
+
+    #[test]
+    fn errors_about_answers_find_whose_they_are() {
+        let probes = probes();
+        let of = |client, port| probes.answered_by(&key(client, port, 5432));
+        assert_eq!(of("10.0.0.5", 61_003), Some(DestinationId(7)));
+        assert_eq!(of("10.0.0.5", 61_008), Some(DestinationId(9)));
+        for (client, port) in [("10.0.0.5", 61_004), ("10.0.0.5", 61_012), ("10.0.0.6", 61_003)] {
+            assert_eq!(of(client, port), None, "{client} {port}");
+        }
+        assert_eq!(probes.answered_by(&key("10.0.0.5", 61_003, 80)), None);
+        let udp = FlowKey { protocol: protocol::UDP, ..key("10.0.0.5", 61_003, 5432) };
+        assert_eq!(probes.answered_by(&udp), None);
     }
 
     #[test]

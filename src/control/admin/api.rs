@@ -10,7 +10,7 @@ use crate::dataplane::vip_prefix::VipPrefix;
 use crate::io::IoCounters;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// `GET /v1/status`
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -403,6 +403,39 @@ pub struct Unhealthy {
     pub real: IpAddr,
     /// Why: `down: no SYN-ACK within 1s, 3 of 3`.
     pub reason: String,
+}
+
+/// `POST /v1/probe`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probed {
+    /// The service.
+    pub service: String,
+    /// Its VIP; of a prefix the first address.
+    pub vip: IpAddr,
+    /// The real server.
+    pub real: IpAddr,
+    /// Whether all steps have succeeded.
+    pub ok: bool,
+    /// What was tried; what could not be for want of an earlier one is absent.
+    pub steps: Vec<ProbeStep>,
+}
+
+/// One step of a probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeStep {
+    /// `connect` (to the service), `live` (to `adit-realserver verify --live`), `download` (full packets
+    /// from there) or `upload` (full packets through the tunnel).
+    pub step: String,
+    /// The VIP and its port.
+    pub to: SocketAddr,
+    /// `ok`, or how far it came, in the words of [`HealthView::last`].
+    pub outcome: String,
+    /// Microseconds it took, where it succeeded.
+    pub took_us: Option<u64>,
+    /// What happened otherwise.
+    pub what: String,
+    /// Where to look then.
+    pub look_at: String,
 }
 
 /// The body of every answer that is not a success.

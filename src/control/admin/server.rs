@@ -3,8 +3,9 @@
 use super::api::ErrorBody;
 use super::capture::{self, CaptureBody};
 use super::query::{Query, QueryError};
-use crate::control::daemon::{ConnectionFilter, Daemon, PAGE, ReloadRequest};
+use crate::control::daemon::{ConnectionFilter, Daemon, PAGE, ProbeRequest, ReloadRequest};
 use crate::control::explain::Question;
+use crate::control::health::exchange::LIVE_PORT;
 use crate::control::metrics::{self, Compat};
 use crate::control::runtime;
 use crate::dataplane::service::Protocol;
@@ -19,6 +20,7 @@ use nix::unistd::{Gid, Group};
 use serde::Serialize;
 use std::convert::Infallible;
 use std::io;
+use std::num::NonZeroU16;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -226,12 +228,13 @@ async fn route(
 ) -> Result<Response<Body>, Refusal> {
     let query = request.uri().query().unwrap_or_default();
     let path = request.uri().path();
-    let method = if path == "/v1/reload" { Method::POST } else { Method::GET };
+    let changes = matches!(path, "/v1/reload" | "/v1/probe");
+    let method = if changes { Method::POST } else { Method::GET };
     if *request.method() != method {
         let said = format!("{path} takes {method}");
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, said));
     }
-    if access == Access::Read && matches!(path, "/v1/reload" | "/v1/capture") {
+    if access == Access::Read && (changes || path == "/v1/capture") {
         let said = format!("{path} is not for this socket: it only shows; ask as root");
         return Err(Refusal::new(StatusCode::FORBIDDEN, said));
     }
@@ -247,6 +250,7 @@ async fn route(
         "/v1/metrics" => Compat::asked_by(query)
             .map(|compat| metrics(metrics::exposition(daemon.reading(), compat))),
         "/v1/reload" => return reload(query, daemon).await,
+        "/v1/probe" => return probe(query, daemon).await,
         "/v1/capture" => return capture::start(query, daemon).map(stream),
         _ => {
             let said = format!("there is no {path}; see docs/admin-api.md");
@@ -302,6 +306,21 @@ async fn reload(query: &str, daemon: &Rc<Daemon>) -> Result<Response<Body>, Refu
             let body = ErrorBody { error: error.to_string(), problems, drawn };
             Err(Refusal { status: StatusCode::UNPROCESSABLE_ENTITY, body })
         }
+    }
+}
+
+async fn probe(query: &str, daemon: &Rc<Daemon>) -> Result<Response<Body>, Refusal> {
+    let query = Query::parse(query, &["service", "real", "port"])?;
+    let missing = |key: &str| QueryError(format!("`{key}` is missing"));
+    let port: Option<NonZeroU16> = query.get("port", "a port, 1 to 65535")?;
+    let request = ProbeRequest {
+        service: query.get("service", "a name")?.ok_or_else(|| missing("service"))?,
+        real: query.get("real", "an address")?.ok_or_else(|| missing("real"))?,
+        port: port.map_or(LIVE_PORT, NonZeroU16::get),
+    };
+    match daemon.probe(&request).await {
+        Ok(probed) => Ok(json(StatusCode::OK, &probed)),
+        Err(error) => Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string())),
     }
 }
 

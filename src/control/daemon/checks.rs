@@ -109,7 +109,7 @@ impl Daemon {
 
 /// Whether a check has a way to try, as far as this host knows. Where the next hop has only not
 /// answered yet, trying tells more than its silence.
-const fn has_way(egress: Egress) -> bool {
+pub(super) const fn has_way(egress: Egress) -> bool {
     match egress {
         Egress::Direct(_) => true,
         Egress::Kernel(reason) => {

@@ -7,12 +7,14 @@ mod announce;
 mod checks;
 mod host_entry;
 mod host_upkeep;
+mod probe;
 mod start;
 mod state;
 mod update;
 mod views;
 mod workers;
 
+pub use probe::{ProbeError, ProbeRequest};
 pub use start::StartError;
 pub use update::{ReloadError, ReloadRequest};
 pub use views::{ConnectionFilter, PAGE};

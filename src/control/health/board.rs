@@ -1,5 +1,9 @@
 //! All targets: which there are, when each is due, and what the core is told of them.
 
+mod on_demand;
+
+pub use on_demand::Ready;
+
 use super::blocks::{Blocks, Place};
 use super::target::{Action, Event, Failure, Outcome, State, Step, Target};
 use crate::control::admin::api::{FailuresView, HealthView};
@@ -9,6 +13,7 @@ use crate::dataplane::packet::{self, Address};
 use crate::dataplane::probe::Probes;
 use crate::dataplane::scheduler::Member;
 use crate::dataplane::time::Time;
+use on_demand::Trial;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -94,6 +99,8 @@ pub struct Board {
     trusted: BTreeSet<TargetKey>,
     /// When targets are due.
     schedule: BTreeSet<(Time, u64)>,
+    /// What an operator tries.
+    trials: BTreeMap<u64, Trial>,
     blocks: Blocks,
     settings: Health,
     next_id: u64,
@@ -203,6 +210,7 @@ impl Board {
             entry.block = if kept { self.blocks.take(place, *id, most) } else { None };
             entry.pin = None;
         }
+        self.deal_trials_anew(most);
     }
 
     /// A block for a target; where none is left, that of one which is gone.
@@ -212,7 +220,8 @@ impl Board {
             let at = (entry.key.vip, entry.target.rules().port);
             at == place && entry.gone.is_some() && entry.block.is_some()
         };
-        self.blocks.take(place, id, most).or_else(|| {
+        let free = self.blocks.take(place, id, most);
+        free.or_else(|| self.take_tried_block(place, id, most)).or_else(|| {
             let old = self.entries.iter().find(gone).map(|(old, _)| *old)?;
             let entry = self.entries.get_mut(&old)?;
             let block = entry.block.take()?;
@@ -281,9 +290,11 @@ impl Board {
             let mut block = Vec::with_capacity(owners.len());
             for owner in owners {
                 let pinned = owner.and_then(|id| {
-                    let entry = self.entries.get(&id).filter(|entry| entry.gone.is_none())?;
-                    let source = self.source(&entry.key, &way)?;
-                    let (of, destination) = destination(&entry.key)?;
+                    let entry = self.entries.get(&id).filter(|entry| entry.gone.is_none());
+                    let tried = || self.trials.get(&id).map(|trial| &trial.key);
+                    let key = entry.map(|entry| &entry.key).or_else(tried)?;
+                    let source = self.source(key, &way)?;
+                    let (of, destination) = destination(key)?;
                     vip = Some(of);
                     pins.insert(id, source);
                     sources.insert(packet::address(source));
@@ -309,16 +320,11 @@ impl Board {
     /// The core has been told all this.
     pub fn told(&mut self, pins: &Pins, now: Time) {
         self.untold = false;
+        let first_port = self.settings.ports.0;
         for (id, entry) in &mut self.entries {
-            let block = entry.block.and_then(|block| u16::try_from(block).ok());
-            let first = block.map(|block| self.settings.ports.0 + block * PROBE_PORTS);
-            let wanted = pins.get(id).copied().zip(first);
-            let has = entry.pin.map(|pin| (pin.source, pin.first));
-            if wanted != has {
-                entry.pin =
-                    wanted.map(|(source, first)| Pin { source, first, from: now + PIN_TAKEN });
-            }
+            pin_anew(&mut entry.pin, pins.get(id).copied(), entry.block, first_port, now);
         }
+        self.told_trials(pins, now);
     }
 
     /// Whether the core has to be told of a state.
@@ -420,6 +426,23 @@ impl Board {
             failures: FailuresView { local, no_route, refused, unreachable, timeout },
             reason: target.reason(),
         })
+    }
+}
+
+/// Puts a pin where the core has been told of it. One that is another than before holds when the
+/// worker has taken it.
+fn pin_anew(
+    pin: &mut Option<Pin>,
+    source: Option<IpAddr>,
+    block: Option<usize>,
+    first_port: u16,
+    now: Time,
+) {
+    let block = block.and_then(|block| u16::try_from(block).ok());
+    let first = block.map(|block| first_port + block * PROBE_PORTS);
+    let wanted = source.zip(first);
+    if wanted != pin.map(|pin| (pin.source, pin.first)) {
+        *pin = wanted.map(|(source, first)| Pin { source, first, from: now + PIN_TAKEN });
     }
 }
 

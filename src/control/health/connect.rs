@@ -10,28 +10,29 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 /// Connects, and says how long that took or how far it came. Takes `timeout` at most.
 pub async fn tcp(start: &Start) -> Outcome {
-    let socket = socket(start.from).map_err(|error| local(&error))?;
     let began = Instant::now();
+    // Dropped, it is reset: neither end has anything to wait for.
+    open(start).await.map(|_stream| began.elapsed())
+}
+
+/// The same with the connection, which is reset when it is dropped.
+pub(super) async fn open(start: &Start) -> Result<TcpStream, Failure> {
+    let socket = socket(start.from).map_err(|error| local(&error))?;
     let mut connecting = pin!(socket.connect(start.to));
     // What is refused at once, before any packet can have been answered, this host has refused.
     let at_once = poll_fn(|context| Poll::Ready(connecting.as_mut().poll(context))).await;
-    let connected = match at_once {
-        Poll::Ready(Err(error)) => return Err(local(&error)),
+    match at_once {
+        Poll::Ready(Err(error)) => Err(local(&error)),
         Poll::Ready(Ok(stream)) => Ok(stream),
         Poll::Pending => match tokio::time::timeout(start.timeout, connecting).await {
-            Ok(connected) => connected,
-            Err(_) => return Err(late(start.timeout)),
+            Ok(connected) => connected.map_err(|error| refused(&error, start.timeout)),
+            Err(_) => Err(late(start.timeout)),
         },
-    };
-    // Dropped, it is reset: neither end has anything to wait for.
-    match connected {
-        Ok(_stream) => Ok(began.elapsed()),
-        Err(error) => Err(refused(&error, start.timeout)),
     }
 }
 

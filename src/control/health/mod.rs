@@ -4,13 +4,15 @@
 //! [`target`] is what is known of one real server of one service, [`board`] all of them and when each
 //! is due, [`blocks`] which source ports are whose, [`pins`] what
 //! the core is told of that: all pure, time is an argument. [`connect`] is the
-//! check itself, the only part with a socket. The daemon joins them (`daemon/checks.rs`).
+//! check itself, and [`exchange`] what an operator tries on demand, the only parts with a socket. The
+//! daemon joins them (`daemon/checks.rs`, `daemon/probe.rs`).
 //!
 //! What they find acts on new flows only: placement and connections stay as they are.
 
 pub mod blocks;
 pub mod board;
 pub mod connect;
+pub mod exchange;
 pub mod pins;
 pub mod serving;
 pub mod target;

@@ -58,8 +58,10 @@ impl<S: AsRef<[Slot]>> Director<S> {
         if error.quote.source != datagram.destination {
             return Verdict::Drop(DropReason::IcmpNoFlow);
         }
-        let owner = balance::reply_key(context.snapshot, &error.quote, quoted)
-            .and_then(|key| self.owner(context, &key, &datagram.destination));
+        let owner = balance::reply_key(context.snapshot, &error.quote, quoted).and_then(|key| {
+            let owner = self.owner(context, &key, &datagram.destination);
+            owner.or_else(|| context.snapshot.probes.answered_by(&key))
+        });
         let Some(destination) = owner else {
             return Verdict::Drop(DropReason::IcmpNoFlow);
         };
