@@ -37,13 +37,10 @@ pub struct ProbeArgs {
 pub(super) fn run(args: &ProbeArgs, global: &Global) -> Result<Outcome, CommandError> {
     let probed = converse(global, |client| async move { settled(&client, args).await })?;
     if probed.is_empty() {
-        let of = args
-            .service
-            .as_ref()
-            .map_or_else(|| "no service".to_owned(), |n| format!("service {n} has no"));
+        let real = args.real;
         output::error(&match &args.service {
-            Some(_) => format!("{of} real server {}, or is not there: adit list", args.real),
-            None => format!("{of} has the real server {}: adit list", args.real),
+            Some(name) => format!("there is no service {name} with the real server {real}: adit list"),
+            None => format!("no service has the real server {real}: adit list"),
         });
         return Ok(Outcome::Refused);
     }
