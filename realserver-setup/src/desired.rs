@@ -290,8 +290,13 @@ impl Desired {
     /// behind the largest outer header. A version for which nothing sensible fits is left out.
     #[must_use]
     pub fn segment_sizes(&self) -> BTreeMap<Version, u16> {
+        self.path_mtu.map_or_else(BTreeMap::new, |mtu| self.segment_sizes_for(mtu))
+    }
+
+    /// The same for a path of this MTU.
+    #[must_use]
+    pub fn segment_sizes_for(&self, path_mtu: u16) -> BTreeMap<Version, u16> {
         let mut sizes = BTreeMap::new();
-        let Some(path_mtu) = self.path_mtu else { return sizes };
         for inner in self.versions() {
             let of_inner = self.uses().filter(|(_, _, carried, _)| *carried == inner);
             let overhead = of_inner.map(|(tunnel, outer, ..)| tunnel.overhead(outer)).max();
@@ -302,6 +307,12 @@ impl Desired {
             }
         }
         sizes
+    }
+
+    /// UDP port of GUE.
+    #[must_use]
+    pub fn gue_port(&self) -> u16 {
+        self.gue_port
     }
 
     /// What directors send by.

@@ -4,13 +4,14 @@
 //!
 //! What is wanted ([`desired`]) and what is there ([`observed`]) are data; [`plan`] is their pure
 //! difference, and [`verify`] says what is wrong. [`host`] is the only module that looks at the
-//! host and changes it.
+//! host and changes it; [`live`] listens to what a director sends.
 
 pub mod config;
 pub mod desired;
 pub mod firewall;
 pub mod host;
 pub mod kernel;
+pub mod live;
 pub mod memory;
 #[cfg(test)]
 mod model;

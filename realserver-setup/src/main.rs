@@ -9,10 +9,12 @@ use std::io::{ErrorKind, IsTerminal as _, Write};
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use adit_realserver::config::{self, ConfigErrors, DEFAULT_FILE, Options};
 use adit_realserver::desired::{Desired, Tunnel, VipDevice, WishError};
-use adit_realserver::{host, networkd, verify};
+use adit_realserver::live::judge::Standing;
+use adit_realserver::{host, live, networkd, verify};
 use anyhow::Context as _;
 use clap::error::ErrorKind as Usage;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
@@ -45,6 +47,18 @@ enum Task {
     Verify {
         #[command(flatten)]
         target: Target,
+        /// Listen while a director sends probes too (adit probe), and tell where on the way they are
+        /// lost. Ends when a whole exchange was seen of every VIP.
+        #[arg(long)]
+        live: bool,
+        /// How long to listen at most: 30s.
+        #[arg(long = "for", value_name = "TIME", default_value = "30s", requires = "live",
+            value_parser = humantime::parse_duration)]
+        limit: Duration,
+        /// Port of the VIPs where to listen, as in adit probe.
+        #[arg(long, value_name = "PORT", default_value_t = live::PORT, requires = "live",
+            value_parser = clap::value_parser!(u16).range(1..))]
+        port: u16,
     },
     /// Leave this host as it was found before apply. Needs no configuration.
     Remove {
@@ -163,8 +177,13 @@ fn carry_out(cli: &Cli) -> anyhow::Result<bool> {
             let done = host::carry_out(Some(&target.desired()?))?;
             report::steps(&done.steps, &done.notes, cli.json)?;
         }
-        Task::Verify { target } => {
-            let findings = verify::verify(&target.desired()?, &host::look()?);
+        Task::Verify { target, live, limit, port } => {
+            let desired = target.desired()?;
+            let findings = if *live {
+                listen(&desired, *port, *limit)?
+            } else {
+                verify::verify(&desired, &host::look()?)
+            };
             report::findings(&findings, cli.json)?;
             return Ok(verify::is_fine(&findings));
         }
@@ -187,6 +206,23 @@ fn carry_out(cli: &Cli) -> anyhow::Result<bool> {
         Task::Man { directory } => generate::man(directory)?,
     }
     Ok(true)
+}
+
+/// What is in force, and what is seen of a director's probes.
+fn listen(desired: &Desired, port: u16, limit: Duration) -> anyhow::Result<Vec<verify::Finding>> {
+    // Where standard error is closed nobody waits there.
+    let _ = writeln!(
+        std::io::stderr(),
+        "listening for {}: run adit probe with this host's address on the director",
+        humantime::format_duration(limit)
+    );
+    let evidence = live::session::run(desired, port, limit)?;
+    // As it is now: while it was listened somebody may have mended it.
+    let observed = host::look()?;
+    let mut findings = verify::verify(desired, &observed);
+    let standing = Standing::of(desired, &observed, &findings, port);
+    findings.extend(live::judge::judge(&evidence, &standing));
+    Ok(findings)
 }
 
 /// Replaces a file, wholly or not at all: at boot, half a file is worse than none.

@@ -39,7 +39,9 @@ pub(super) fn run(args: &ProbeArgs, global: &Global) -> Result<Outcome, CommandE
     if probed.is_empty() {
         let real = args.real;
         output::error(&match &args.service {
-            Some(name) => format!("there is no service {name} with the real server {real}: adit list"),
+            Some(name) => {
+                format!("there is no service {name} with the real server {real}: adit list")
+            }
             None => format!("no service has the real server {real}: adit list"),
         });
         return Ok(Outcome::Refused);
