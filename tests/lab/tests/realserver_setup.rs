@@ -322,10 +322,7 @@ fn rules_keep_others_out_and_segments_small() {
     for mistake in [
         ("nft flush chain inet adit_realserver output", "segment_size"),
         ("nft flush chain inet adit_realserver input", "accept_rules"),
-        (
-            "nft delete element inet adit_realserver directors4 '{ 10.20.0.5 }'",
-            "accept_rules",
-        ),
+        ("nft delete element inet adit_realserver directors4 '{ 10.20.0.5 }'", "accept_rules"),
     ] {
         bench.mistakes(&target, &[mistake]);
     }
