@@ -75,7 +75,7 @@ fn the_group_may_look_and_change_nothing() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{shown}: {said}");
     }
-    for refused in ["reload", "reload --dry-run", "capture --count 1"] {
+    for refused in ["reload", "reload --dry-run", "capture --count 1", "probe 10.0.0.2"] {
         let output = lab.adit_as("daemon", refused);
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{refused}");

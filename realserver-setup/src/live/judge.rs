@@ -254,7 +254,7 @@ impl Report<'_> {
             format!("{came}, and the device for them is up{why}"),
             "accepted from directors",
             "a firewall on this host drops them before they are unwrapped",
-            "nft list ruleset, iptables -S INPUT: accept the tunnel's IP protocol from the directors' addresses",
+            "nft list ruleset, iptables -S INPUT, tc filter show dev … ingress: accept the tunnel's IP protocol from the directors' addresses",
         );
     }
 
