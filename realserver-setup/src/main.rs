@@ -210,13 +210,14 @@ fn carry_out(cli: &Cli) -> anyhow::Result<bool> {
 
 /// What is in force, and what is seen of a director's probes.
 fn listen(desired: &Desired, port: u16, limit: Duration) -> anyhow::Result<Vec<verify::Finding>> {
-    // Where standard error is closed nobody waits there.
-    let _ = writeln!(
-        std::io::stderr(),
-        "listening for {}: run adit probe with this host's address on the director",
-        humantime::format_duration(limit)
-    );
-    let evidence = live::session::run(desired, port, limit)?;
+    let evidence = live::session::run(desired, port, limit, || {
+        // Where standard error is closed nobody waits there.
+        let _ = writeln!(
+            std::io::stderr(),
+            "listening for {}: run adit probe with this host's address on the director",
+            humantime::format_duration(limit)
+        );
+    })?;
     // As it is now: while it was listened somebody may have mended it.
     let observed = host::look()?;
     let mut findings = verify::verify(desired, &observed);

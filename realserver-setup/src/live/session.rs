@@ -45,13 +45,18 @@ pub enum LiveError {
     Wait(io::Error),
 }
 
-/// Listens for `time` at most, and ends before when a whole exchange was seen of every VIP.
+/// Listens for `time` at most, and ends before when a whole exchange was seen of every VIP. Calls `ready`
+/// once nothing can be missed any more.
 ///
 /// # Errors
 /// When it cannot be listened.
 #[allow(clippy::disallowed_methods, reason = "this is the shell: it listens for so long")]
-pub fn run(desired: &Desired, port: u16, time: Duration) -> Result<Evidence, LiveError> {
-    let until = Instant::now() + time;
+pub fn run(
+    desired: &Desired,
+    port: u16,
+    time: Duration,
+    ready: impl FnOnce(),
+) -> Result<Evidence, LiveError> {
     // Before anybody can connect, so that nothing of it is missed.
     let mut sniffer = Sniffer::open().map_err(LiveError::Packets)?;
     let listeners = listen(desired.vips(), port)?;
@@ -60,6 +65,8 @@ pub fn run(desired: &Desired, port: u16, time: Duration) -> Result<Evidence, Liv
     let (tell, heard) = channel();
     // Each conversation holds one, and one is here.
     let room = Arc::new(());
+    ready();
+    let until = Instant::now() + time;
     while Instant::now() < until && !watch.is_whole() {
         wait(&sniffer, &listeners)?;
         sniffer.look(AT_A_TIME, |passing| watch.passes(passing)).map_err(LiveError::Packets)?;

@@ -1,6 +1,6 @@
 //! Notes what of the packets that pass by belongs to probes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::evidence::{Evidence, Seen};
@@ -52,8 +52,8 @@ pub struct Watch {
     directors: BTreeSet<IpAddr>,
     gue_port: u16,
     port: u16,
-    /// Connections that probes have begun.
-    probes: BTreeSet<Ends>,
+    /// Connections that probes have begun, and whether they came in a director's tunnel packet.
+    probes: BTreeMap<Ends, bool>,
     /// Segments of answers that have left: interface, connection, sequence number.
     sent: BTreeSet<(usize, Ends, u32)>,
 }
@@ -73,7 +73,7 @@ impl Watch {
             directors: directors.clone(),
             gue_port,
             port,
-            probes: BTreeSet::new(),
+            probes: BTreeMap::new(),
             sent: BTreeSet::new(),
         }
     }
@@ -93,7 +93,8 @@ impl Watch {
     /// Whether this connection may ask for bytes: it is a director's, or came through its tunnel.
     #[must_use]
     pub fn may_ask(&self, from: SocketAddr, to: SocketAddr) -> bool {
-        self.directors.contains(&from.ip()) || self.probes.contains(&(from, to))
+        let through_tunnel = || self.probes.get(&(from, to)).copied().unwrap_or(false);
+        self.directors.contains(&from.ip()) || through_tunnel()
     }
 
     /// Packets that were not looked at.
@@ -142,7 +143,8 @@ impl Watch {
         let Some(inner) = outer.inner(self.gue_port) else { return };
         let Some(seen) = self.evidence.vips.get_mut(&inner.destination) else { return };
         let is_probe = is_probe(&inner);
-        match (self.directors.contains(&outer.source), is_probe) {
+        let is_directors = self.directors.contains(&outer.source);
+        match (is_directors, is_probe) {
             (true, true) => seen.arrived += 1,
             (true, false) => seen.others += 1,
             (false, true) if seen.strangers.len() < NAMED => {
@@ -151,7 +153,7 @@ impl Watch {
             (false, _) => {}
         }
         if is_probe && let Some(segment) = inner.segment() {
-            self.follow(&inner, &segment);
+            self.follow(&inner, &segment, is_directors);
         }
     }
 
@@ -161,7 +163,8 @@ impl Watch {
             return;
         }
         let Some(segment) = inner.segment() else { return };
-        self.follow(inner, &segment);
+        // Perhaps unseen before: what was encrypted does not pass by as a tunnel packet.
+        self.follow(inner, &segment, false);
         let Some(seen) = self.evidence.vips.get_mut(&inner.destination) else { return };
         seen.unwrapped += 1;
         let port = seen.ports.entry(segment.destination_port).or_default();
@@ -172,13 +175,14 @@ impl Watch {
         }
     }
 
-    fn follow(&mut self, ip: &Ip<'_>, segment: &Segment) {
+    fn follow(&mut self, ip: &Ip<'_>, segment: &Segment, is_directors: bool) {
         let opens = segment.has(flag::SYN, flag::SYN | flag::ACK | flag::RST);
         if opens && self.probes.len() < FOLLOWED {
-            self.probes.insert((
+            let ends = (
                 SocketAddr::new(ip.source, segment.source_port),
                 SocketAddr::new(ip.destination, segment.destination_port),
-            ));
+            );
+            *self.probes.entry(ends).or_default() |= is_directors;
         }
     }
 
@@ -195,7 +199,7 @@ impl Watch {
             SocketAddr::new(ip.destination, segment.destination_port),
             SocketAddr::new(ip.source, segment.source_port),
         );
-        if !self.probes.contains(&ends) {
+        if !self.probes.contains_key(&ends) {
             return;
         }
         let Some(seen) = self.evidence.vips.get_mut(&ip.source) else { return };
@@ -285,11 +289,25 @@ mod tests {
         assert!(seen(&watch).ports.is_empty() && seen(&watch).strangers.is_empty());
         arrives(&mut watch, "10.9.9.9", &probe(5432, flag::SYN, 254));
         assert_eq!(seen(&watch).strangers, ["10.9.9.9".parse().unwrap()].into());
-        let ends =
-            |port| (SocketAddr::new("10.9.9.8".parse().unwrap(), port), "198.51.100.10:7706");
-        let (from, to) = ends(61_000);
-        assert!(!watch.may_ask(from, to.parse().unwrap()));
-        assert!(watch.may_ask("10.0.0.5:1".parse().unwrap(), to.parse().unwrap()));
+    }
+
+    #[test]
+    fn only_directors_and_who_comes_through_their_tunnels_may_ask() {
+        let mut watch = watch();
+        // Not an address of `directors`, as where VIP and tunnel are of two IP versions.
+        let inside = |last: u16| {
+            let segment = build::tcp((61_000 + last, super::super::PORT), flag::SYN, 1, 0);
+            build::ip("10.9.9.8", VIP, 255, TCP, &segment)
+        };
+        arrives(&mut watch, DIRECTOR, &inside(0));
+        arrives(&mut watch, "10.9.9.9", &inside(1));
+        for last in [0, 1, 2] {
+            pass(&mut watch, 3, Medium::Tunnel, false, &inside(last));
+        }
+        let to = SocketAddr::new(VIP.parse().unwrap(), super::super::PORT);
+        let may = |from: &str| watch.may_ask(from.parse().unwrap(), to);
+        let from = ["10.9.9.8:61000", "10.9.9.8:61001", "10.9.9.8:61002", "10.0.0.5:1"];
+        assert_eq!(from.map(may), [true, false, false, true]);
     }
 
     #[test]

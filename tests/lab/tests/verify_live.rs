@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use adit_lab::neighbour::first_answer;
 use adit_lab::topology::{DIRECTOR_ADDRESSES, VIP, VIP6, vip, vip6};
 use adit_lab::{
     Config, Director, Host, Lab, LabSpec, RealServer, SERVE_PORT, Service, binaries, report, skip,
@@ -14,9 +15,9 @@ use adit_lab::{
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
-/// How long both sides try where something is wrong: what is not seen by then is taken for lost.
-const LISTEN: &str = "9s";
-const PROBE: &str = "7s";
+/// How long both sides try where something is wrong: what was not seen by then is taken for lost. On a
+/// computer that is busy with other things, longer.
+const TRIES: [(&str, &str); 2] = [("6s", "1s"), ("25s", "20s")];
 /// MTU in bytes of the hop to the real servers, for which they are prepared.
 const HOP_MTU: u16 = 1400;
 
@@ -123,14 +124,7 @@ const CASES: [Case; 12] = [
     },
     Case {
         name: "the VIP is told of by ARP",
-        spoil: &[
-            At::Real("sysctl -qw net.ipv4.conf.all.arp_ignore=0"),
-            At::Router("ip route add 198.51.100.10/32 dev dc"),
-        ],
-        mend: &[
-            APPLY,
-            At::Router("ip route del 198.51.100.10/32 dev dc; ip neigh flush dev dc"),
-        ],
+        spoil: &[At::Real("sysctl -qw net.ipv4.conf.all.arp_ignore=0")], mend: &[APPLY],
         // All else works, which is why nobody notices.
         found: &["live_arp_leak"], step: ("", ""),
     },
@@ -249,16 +243,24 @@ impl Site<'_> {
         let leak = case.found == ["live_arp_leak"];
         let ask_by_arp = || {
             let router = &self.lab.dc_routers[self.data_centre()];
-            router.sh(&format!("ping -c 1 -W 2 {VIP} >/dev/null || true")).unwrap();
+            let answer = first_answer(router, "dc", VIP, SOON).unwrap();
+            assert!(answer.is_some(), "{}: nobody has answered", case.name);
         };
-        let limits = (LISTEN, PROBE);
-        let said = self.look(&VIP.to_string(), limits, || {
-            if leak {
-                ask_by_arp()
-            }
-        });
-        let Said { errors, code, verify, probe } = said;
         let expected: BTreeSet<_> = case.found.iter().map(|name| (*name).to_owned()).collect();
+        let vip = VIP.to_string();
+        let look = |limits| {
+            self.look(&vip, limits, || {
+                if leak {
+                    ask_by_arp()
+                }
+            })
+        };
+        let mut said = look(TRIES[0]);
+        if said.errors != expected {
+            report(&format!("{}: once more, after {:?}", case.name, said.errors));
+            said = look(TRIES[1]);
+        }
+        let Said { errors, code, verify, probe } = said;
         report(&format!("{}: {errors:?}", case.name));
         assert_eq!(errors, expected, "{}: {verify:#} {probe:#}", case.name);
         assert_eq!(code, 1, "{}: {verify:#}", case.name);
