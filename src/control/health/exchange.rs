@@ -225,7 +225,8 @@ mod tests {
         testing::run("ip addr add 198.51.100.1/24 dev lo");
         let nobody = "198.51.100.1:1".parse().unwrap();
         // What is answered, how many bytes follow, which way is asked for, and what is said of it.
-        let cases: [(Option<(&str, usize)>, Way, Result<(), (Step, &str)>); 7] = [
+        type Case = (Option<(&'static str, usize)>, Way, Result<(), (Step, &'static str)>);
+        let cases: [Case; 7] = [
             (Some(("adit-live 1 ready\n", BYTES)), Way::Download, Ok(())),
             (Some(("adit-live 1 ready\n", 0)), Way::Upload, Ok(())),
             (None, Way::Download, Err((Step::Refused, "nobody listens"))),
