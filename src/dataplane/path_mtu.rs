@@ -48,6 +48,9 @@ const WRONG_COOKIES_MAX: u16 = 16;
 const WRONG_COOKIES_MAX_WITH_FLOW: u16 = 256;
 /// The minute.
 const WRONG_COOKIES_WINDOW: Duration = Duration::from_secs(60);
+/// From the first identification of a real server to that of the next: the golden ratio in each half,
+/// so that multiples of it are spread evenly. It is odd: no two are alike.
+const FAR_APART: u32 = 0x9e37_9e37;
 /// What links there are, for routers that do not say their MTU (RFC 1191 §7.1), from the top.
 const PLATEAUS: [u16; 10] = [65535, 32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296];
 
@@ -338,7 +341,10 @@ impl PathMtus {
     }
 
     fn worker(paths: Arc<[Path]>, first: u32, stride: u32) -> Self {
-        let identifications = vec![first; paths.len()].into();
+        // Two kinds of tunnel to one address may share what a receiver puts fragments together by:
+        // addresses and protocol. So real servers begin far from each other, in either half.
+        let begin = |real: u32| real.wrapping_mul(FAR_APART).wrapping_mul(stride) | first;
+        let identifications = (0..).take(paths.len()).map(begin).collect();
         Self { paths, identifications, spare_identification: first, stride }
     }
 
