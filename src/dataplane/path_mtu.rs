@@ -91,6 +91,8 @@ pub struct InnerQuote {
 pub enum FlowCheck {
     /// Not tracked.
     Unknown,
+    /// A health check of this host, which no table tracks.
+    OwnCheck,
     /// Tracked.
     Known {
         /// Real server that has it.
@@ -118,6 +120,9 @@ pub enum OuterNotice {
 pub enum OuterError {
     /// Not about a tunnel packet of ours.
     NotOurs,
+    /// About a health check of this host, and not to be proven: it teaches nothing, and is no
+    /// attack, since routers say such things.
+    OwnCheck,
     /// A path MTU became smaller.
     Updated {
         /// Real server at the end of the path.
@@ -236,6 +241,7 @@ enum Proof {
     Valid,
     Forged,
     Ignored,
+    OwnCheck,
 }
 
 impl Claim<'_> {
@@ -411,6 +417,7 @@ impl PathMtus {
                 Proof::Valid => return self.believe(now, real, server.link_mtu, &claim),
                 Proof::Forged => OuterError::Forged,
                 Proof::Ignored => OuterError::Ignored,
+                Proof::OwnCheck => OuterError::OwnCheck,
             };
         }
         outcome
@@ -432,7 +439,7 @@ impl PathMtus {
             // A flow that is not tracked proves nothing: while the table is full there are such.
             let limit = match flow {
                 Some(FlowCheck::Known { .. }) => WRONG_COOKIES_MAX_WITH_FLOW,
-                Some(FlowCheck::Unknown) | None => WRONG_COOKIES_MAX,
+                Some(FlowCheck::Unknown | FlowCheck::OwnCheck) | None => WRONG_COOKIES_MAX,
             };
             if path.is_under_attack(now, limit) {
                 return Proof::Ignored;
@@ -447,8 +454,11 @@ impl PathMtus {
                 Proof::Valid
             }
             Some(FlowCheck::Known { .. }) => Proof::Forged,
-            Some(FlowCheck::Unknown) | None if claim.has_cookie() => Proof::Valid,
+            Some(FlowCheck::Unknown | FlowCheck::OwnCheck) | None if claim.has_cookie() => {
+                Proof::Valid
+            }
             Some(FlowCheck::Unknown) => Proof::Forged,
+            Some(FlowCheck::OwnCheck) => Proof::OwnCheck,
             None => Proof::Ignored,
         }
     }
