@@ -291,6 +291,14 @@ impl Board {
                 });
                 block.push(pinned);
             }
+    /// Whether a target is checked and no check of it has ended yet.
+    #[must_use]
+    pub fn awaits_first_check(&self, service: &str, vip: IpAddr, real: IpAddr) -> bool {
+        let awaits =
+            |target: &Target| target.state() == State::Unchecked && target.last().is_none();
+        self.find(service, vip, real).is_some_and(awaits)
+    }
+
             places.extend(vip.map(|vip| ((vip, port), block)));
         }
         let ports = (self.settings.ports.0, PROBE_PORTS);
