@@ -251,14 +251,12 @@ impl<S: AsRef<[Entry]>> World<S> {
         address: IpAddr,
         tunnel: RealTunnel,
     ) -> Result<RealId, DirectoryFull> {
-        let tunnel = tunnel_identity(tunnel);
-        self.reals.intern(RealIdentity { address: packet::address(address), tunnel })
+        self.reals.intern(real_identity(address, tunnel))
     }
 
     /// The ids of all addresses of a prefix, in their order.
     fn intern_vips(&mut self, prefix: VipPrefix) -> Result<Vec<VipId>, DirectoryFull> {
-        let address = |ip| VipIdentity { address: packet::address(ip) };
-        prefix.addresses().map(|ip| self.vips.intern(address(ip))).collect()
+        prefix.addresses().map(|ip| self.vips.intern(vip_identity(ip))).collect()
     }
 
     /// Lends the placement tables, to have those of `config` built beside the runtime. Until they
@@ -464,6 +462,16 @@ fn outers(path: &RealPath, hop_limit: u8) -> Outers {
 }
 
 /// How a way is named in the region's directory.
+/// What a real server is in the region.
+pub(super) fn real_identity(address: IpAddr, tunnel: RealTunnel) -> RealIdentity {
+    RealIdentity { address: packet::address(address), tunnel: tunnel_identity(tunnel) }
+}
+
+/// What a VIP is in the region.
+pub(super) fn vip_identity(address: IpAddr) -> VipIdentity {
+    VipIdentity { address: packet::address(address) }
+}
+
 fn tunnel_identity(tunnel: RealTunnel) -> TunnelIdentity {
     let (kind, port, checksum) = match tunnel {
         RealTunnel::Ipip => return TunnelIdentity::IPIP,
