@@ -21,7 +21,7 @@ pub fn without_server(config: &Config, services: &ServiceTable, board: &Board) -
         .services()
         .iter()
         .filter(|service| service.members.iter().all(|member| !member.is_eligible()))
-        .filter(|service| service.members.iter().any(|member| waits(member)))
+        .filter(|service| service.members.iter().any(waits))
         .filter(|service| checked(&service.name))
         .map(|service| {
             let help = "new connections are dropped as no_real_server until a check succeeds; those \
