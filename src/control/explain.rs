@@ -63,6 +63,7 @@ pub fn offline_snapshot(
         counters: counters.destinations(),
         // Without a director nothing is checked.
         health: &super::health::Board::default(),
+        workers: super::cores::workers(config),
     };
     world.snapshot(config, key, &around, |_| None, None)
 }

@@ -17,6 +17,7 @@ pub mod flow_region;
 pub mod health;
 pub mod host;
 pub mod import;
+pub mod making_room;
 pub mod metrics;
 pub mod netlink;
 pub mod runtime;

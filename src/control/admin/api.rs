@@ -3,6 +3,7 @@
 //! Both sides use these, so the daemon and the command line cannot disagree. Fields are added,
 //! never renamed.
 
+use crate::control::config::ServiceLimits;
 use crate::control::finding::Finding;
 use crate::dataplane::conntrack::Class;
 use crate::dataplane::counters::{DestinationReading, WorkerReading};
@@ -193,6 +194,9 @@ pub struct ServiceView {
     pub table_size: Option<u32>,
     /// Seconds of persistence, where it has any.
     pub persistence_seconds: Option<u64>,
+    /// What it takes of new flows, as its configuration says.
+    #[serde(default, skip_serializing_if = "ServiceLimits::is_none")]
+    pub limits: ServiceLimits,
     /// Whether the configuration in force names it.
     pub configured: bool,
     /// Its real servers, by address.
@@ -480,6 +484,7 @@ pub(crate) mod sample {
             one_packet: false,
             table_size: None,
             persistence_seconds: None,
+            limits: ServiceLimits::default(),
             configured: true,
             reals,
         }

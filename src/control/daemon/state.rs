@@ -89,7 +89,7 @@ impl State {
             )
         });
         let no_way = self.survey.paths.iter().filter_map(host::no_way);
-        let unserved = health::without_server(&self.config, &self.snapshot.services);
+        let unserved = health::without_server(&self.config, &self.snapshot.services, &self.health);
         self.seen.iter().cloned().chain(unopened).chain(no_way).chain(unserved).collect()
     }
 

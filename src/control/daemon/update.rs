@@ -145,6 +145,8 @@ pub(super) fn plan(
     }
     state.unopened = unopened;
     let around = Surroundings {
+        // As many as the configuration can mean.
+        workers: u16::try_from(workers).unwrap_or(u16::MAX),
         survey: &state.survey,
         tap_mac: tap.peer_mac(),
         client_mac: state.client_mac,

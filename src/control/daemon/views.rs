@@ -7,7 +7,9 @@ use crate::control::admin::api::{
     ServiceView, Services, Status, Unhealthy, VipView,
 };
 use crate::control::announcement::Announcement;
-use crate::control::config::{Real, RealTunnel, Service, VipPrefix, config_hash, services_hash};
+use crate::control::config::{
+    Real, RealTunnel, Service, ServiceLimits, VipPrefix, config_hash, services_hash,
+};
 use crate::control::destinations::Known;
 use crate::control::explain::{self, Live, Question};
 use crate::control::finding::{self, Severity};
@@ -160,6 +162,7 @@ impl Daemon {
                 one_packet: service.one_packet,
                 table_size: service.table_size(),
                 persistence_seconds: service.persistence.as_ref().map(|p| p.timeout.as_secs()),
+                limits: service.limits,
                 configured: true,
                 reals,
             });
@@ -193,6 +196,7 @@ impl Daemon {
                     one_packet: false,
                     table_size: None,
                     persistence_seconds: None,
+                    limits: ServiceLimits::default(),
                     configured: false,
                     reals: vec![real],
                 }),

@@ -42,6 +42,7 @@ pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
         Capture::Bridge => {}
     }
     firewalls(config, facts, &mut findings);
+    processors(config, facts, &mut findings);
     memory(config, facts, &mut findings);
     vips(config, facts, &mut findings);
     announcement(config, facts, &mut findings);
@@ -365,6 +366,19 @@ fn output_rules(config: &Config, facts: &HostFacts, chain: &HookChain) -> Option
     Some(if routed { Finding::error(message, help) } else { Finding::warning(message, help) })
 }
 
+/// Workers are to have a core each: more of them only take turns.
+fn processors(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    let workers = usize::from(config.director.workers);
+    if let Some(cores) = facts.cores.filter(|cores| workers > *cores) {
+        findings.push(Finding::warning(
+            format!("workers = {workers}, and there are cores for {cores}"),
+            "they take turns, none has a core of its own, and packets wait for whichever is not \
+             running: lower it, or 0 for one per core (`taskset`, AllowedCPUs= and CPUAffinity= of a \
+             unit take cores away)",
+        ));
+    }
+}
+
 /// What the flow table takes: slots in the region's file (a tmpfs counts as memory), its index
 /// and lists in this process.
 fn memory(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
@@ -678,6 +692,22 @@ mod tests {
             assert!(findings[0].message.contains(word), "{word}: {findings:?}");
             assert!(!findings[0].help.is_empty(), "{word}: says not what to do");
         }
+    }
+
+    #[test]
+    fn more_workers_than_cores_are_warned_of() {
+        let with = |workers, cores| {
+            let mut config = config();
+            config.director.workers = workers;
+            judge(&config, &HostFacts { cores, ..good() })
+        };
+        for (workers, cores) in [(0, Some(1)), (1, Some(1)), (4, Some(4)), (4, None)] {
+            assert_eq!(with(workers, cores), [], "{workers} of {cores:?}");
+        }
+        let findings = with(4, Some(3));
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!(findings[0].severity, Severity::Warning);
+        assert_eq!(findings[0].message, "workers = 4, and there are cores for 3");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::families::{Families, Label};
 use super::health;
 use crate::control::admin::api::{RealView, ServiceView};
+use crate::control::config::ServiceLimits;
 use crate::dataplane::counters::DestinationReading;
 use std::fmt;
 use std::net::IpAddr;
@@ -89,7 +90,31 @@ fn of_services(services: &[Service<'_>], families: &mut Families<'_>) -> fmt::Re
         "adit_service_persistence_seconds",
         "How long a client is kept at its real server, where the service has persistence.",
         services.iter().filter_map(|s| Some((s.labels(), s.view.persistence_seconds?))),
+    )?;
+    families.gauge(
+        "adit_service_limit",
+        "What the service takes of new flows, by the key of `limits`, those that are set.",
+        services.iter().flat_map(|s| {
+            limits(&s.view.limits).into_iter().filter_map(|(key, value)| {
+                let [service, vip, port, protocol] = s.labels();
+                Some(([service, vip, port, protocol, ("limit", key)], value?))
+            })
+        }),
     )
+}
+
+/// The limits of a service with their keys in the configuration.
+fn limits(limits: &ServiceLimits) -> [(&'static str, Option<u32>); 7] {
+    let ServiceLimits { total, client, half_open } = *limits;
+    [
+        ("new_per_second", total.map(|total| total.per_second)),
+        ("new_burst", total.map(|total| total.burst)),
+        ("client_new_per_second", client.map(|client| client.new.per_second)),
+        ("client_new_burst", client.map(|client| client.new.burst)),
+        ("client_ipv4_prefix", client.map(|client| client.ipv4_prefix.into())),
+        ("client_ipv6_prefix", client.map(|client| client.ipv6_prefix.into())),
+        ("half_open", half_open),
+    ]
 }
 
 /// Every real server with the labels of its service.
