@@ -101,6 +101,7 @@ install: build ## Install binaries, man pages, completions and the systemd unit,
 # Without building, so that packages and a test of the installation can bring their own BINARIES.
 BINARIES ?= target/release
 SHARE = $(DESTDIR)$(PREFIX)/share
+UNITS = adit.service adit-realserver.service
 define install_program
 install -D -m 755 $(BINARIES)/$(1) $(DESTDIR)$(PREFIX)/sbin/$(1)
 $(BINARIES)/$(1) man $(SHARE)/man/man8
@@ -121,4 +122,4 @@ install-built:
 	install -D -m 644 packaging/adit.rules.yml $(SHARE)/adit/adit.rules.yml
 	install -D -m 644 packaging/adit.rules.test.yml $(SHARE)/adit/adit.rules.test.yml
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|@SBIN@|$(PREFIX)/sbin|' packaging/adit.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/adit.service
+	$(foreach unit,$(UNITS),sed 's|@SBIN@|$(PREFIX)/sbin|' packaging/$(unit) > $(DESTDIR)$(PREFIX)/lib/systemd/system/$(unit);)
