@@ -109,7 +109,7 @@ deb-built:
 	@packaging/build-deb.sh $(BINARIES) target/debian
 
 lint-deb: deb ## Check the Debian packages with lintian
-	lintian --allow-root --fail-on error,warning target/debian/*.changes
+	lintian --allow-root --profile debian --fail-on error,warning target/debian/*.changes
 
 # Packages of debug binaries, which the lab's tests run anyway.
 test-deb: deps deps-deb ## Install, use and purge the Debian packages on guests with systemd

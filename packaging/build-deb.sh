@@ -4,7 +4,7 @@
 #   build-deb.sh BINARIES OUTPUT
 #
 # BINARIES: where cargo put `adit` and `adit-realserver`. OUTPUT: what is in there is replaced.
-# DEB_COMPRESSION says how they are packed, where it is set.
+# DEB_COMPRESSION says how they are packed, as dpkg-deb takes it; default: xz.
 #
 # Packages need the C library of the machine that they were made on, or a newer one: make them on the
 # oldest release they are for.
