@@ -27,6 +27,8 @@ mkdir -p "$output/source"
 cp -R "$top/packaging/debian" "$top/docs" "$top/README.md" "$top/CHANGELOG.md" "$output/source/"
 "$top/packaging/licences.sh" >"$output/source/THIRD-PARTY"
 
+# Variables of a make that runs this are not meant for the one in there.
+unset MAKEFLAGS MFLAGS MAKELEVEL
 export BINARIES SOURCE
 cd "$output/source"
 # Packages of debugging symbols would hold line numbers only.
