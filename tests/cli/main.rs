@@ -18,6 +18,7 @@ mod shown;
 #[path = "../../src/testing.rs"]
 mod testing;
 mod top;
+mod watchdog;
 
 use lab::{ADIT, eventually, lab};
 use nix::sys::signal::Signal;

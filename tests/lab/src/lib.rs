@@ -27,6 +27,7 @@ pub mod serve;
 pub mod skip;
 pub mod sniffer;
 pub mod soak;
+pub mod systemd;
 pub mod topology;
 pub mod views;
 pub mod wait;
