@@ -283,7 +283,8 @@ impl Daemon {
             known(&state.config, &key)?;
             let drains = &state.draining_reals.drains;
             if drains.get(&key).is_some() {
-                return Ok(state.drained(key, false));
+                drop(state);
+                return self.drained_already(key);
             }
             if drains.len() >= MOST {
                 return Err(DrainError::TooMany);
@@ -318,13 +319,22 @@ impl Daemon {
                     let owner = drain.owner.clone();
                     return Err(DrainError::HeldInAll { real: key.real, owner });
                 }
-                return Ok(state.drained(key, false));
+                drop(state);
+                return self.drained_already(key);
             }
             drains.without(&key)
         };
         self.put_drains_in_force(after).await?;
         tracing::info!(%key, by, "drain taken back");
         Ok(self.state.borrow().drained(key, true))
+    }
+
+    /// What was asked for is recorded already. Where workers could not be told of that, they are now.
+    fn drained_already(&self, key: DrainKey) -> Result<Drained, DrainError> {
+        if self.state.borrow().unpublished {
+            self.publish().map_err(DrainError::Unpublished)?;
+        }
+        Ok(self.state.borrow().drained(key, false))
     }
 
     /// Records the drains and tells the workers. The caller holds the lock on changes.
