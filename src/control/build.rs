@@ -2,6 +2,7 @@
 
 use super::config::{self, Config, DontFragment, RealTunnel, VipPrefix};
 use super::destinations::{DestinationKey, Destinations, DestinationsFull};
+use super::drains::Drains;
 use super::health::Board;
 use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey, Wanted};
 use super::tables::{TableWork, members, thresholds};
@@ -106,6 +107,8 @@ pub struct Surroundings<'a> {
     pub health: &'a Board,
     /// Workers that share the flow table: those that run, whatever a look at the host would say now.
     pub workers: u16,
+    /// Real servers that an operator keeps from new flows.
+    pub drains: &'a Drains,
 }
 
 /// Where the cookies in outer ids come from.
@@ -344,6 +347,7 @@ impl<S: AsRef<[Entry]>> World<S> {
                 )
                 .map_err(|source| BuildError::Table { service: service.name.clone(), source })?;
             around.health.judge(service, &mut members);
+            around.drains.judge(&service.name, &mut members);
             services.push(Service {
                 name: service.name.as_str().into(),
                 prefix: service.vip,
@@ -663,6 +667,7 @@ mod tests {
             counters: counters.destinations(),
             health: &Board::default(),
             workers,
+            drains: &Drains::default(),
         };
         let egress = |target: &PathTarget| match target {
             PathTarget::Direct { .. } => Some(EgressId(1)),
@@ -746,6 +751,7 @@ mod tests {
             counters: counters.destinations(),
             health: &Board::default(),
             workers: 1,
+            drains: &Drains::default(),
         };
         let snapshot = world
             .snapshot(&config, HashKey::DEFAULT, &around, |_| Some(EgressId(1)), None)
