@@ -152,6 +152,13 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
     for warning in &status.warnings {
         output::line(&format!("{}: {}", warning.severity, warning.message));
     }
+    for service in &services {
+        for (real, drain) in
+            service.reals.iter().filter_map(|r| Some((r.address, r.drain.as_ref()?)))
+        {
+            output::line(&format!("{real} of {}: {drain}", service.name));
+        }
+    }
     let table = match (args.stats, args.thresholds) {
         (true, _) => stats_table(&services),
         (false, true) => threshold_table(&services),

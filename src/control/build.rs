@@ -3,6 +3,7 @@
 use super::config::{self, Config, DontFragment, RealTunnel, VipPrefix};
 use super::cores;
 use super::destinations::{DestinationKey, Destinations, DestinationsFull};
+use super::drains::Drains;
 use super::health::Board;
 use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey, Wanted};
 use super::tables::{TableWork, members, thresholds};
@@ -105,6 +106,8 @@ pub struct Surroundings<'a> {
     pub counters: &'a [DestinationCounters],
     /// What checks know of real servers.
     pub health: &'a Board,
+    /// Real servers that an operator keeps from new flows.
+    pub drains: &'a Drains,
 }
 
 /// Where the cookies in outer ids come from.
@@ -345,6 +348,7 @@ impl<S: AsRef<[Entry]>> World<S> {
                 )
                 .map_err(|source| BuildError::Table { service: service.name.clone(), source })?;
             around.health.judge(service, &mut members);
+            around.drains.judge(&service.name, &mut members);
             services.push(Service {
                 name: service.name.as_str().into(),
                 prefix: service.vip,
@@ -647,6 +651,7 @@ mod tests {
             cookies: CookieRoot { secret: [1; 16], epoch: 5 },
             counters: counters.destinations(),
             health: &Board::default(),
+            drains: &Drains::default(),
         };
         let egress = |target: &PathTarget| match target {
             PathTarget::Direct { .. } => Some(EgressId(1)),
@@ -729,6 +734,7 @@ mod tests {
             cookies: CookieRoot { secret: [1; 16], epoch: 5 },
             counters: counters.destinations(),
             health: &Board::default(),
+            drains: &Drains::default(),
         };
         let snapshot = world
             .snapshot(&config, HashKey::DEFAULT, &around, |_| Some(EgressId(1)), None)

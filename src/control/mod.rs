@@ -9,6 +9,7 @@ pub mod cores;
 pub mod daemon;
 pub mod destinations;
 pub mod diff;
+pub mod drains;
 pub mod egress_paths;
 pub mod explain;
 pub mod finding;

@@ -8,6 +8,7 @@ mod bridge;
 mod check_host;
 mod commands;
 mod doctor;
+mod drain;
 mod health;
 mod host;
 mod install;

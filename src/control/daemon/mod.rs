@@ -5,6 +5,7 @@
 
 mod announce;
 mod checks;
+mod drains;
 mod host_entry;
 mod host_upkeep;
 mod start;
@@ -13,6 +14,7 @@ mod update;
 mod views;
 mod workers;
 
+pub use drains::DrainError;
 pub use start::StartError;
 pub use update::{ReloadError, ReloadRequest};
 pub use views::{ConnectionFilter, PAGE};
@@ -150,6 +152,7 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
         }
     });
     runtime::spawn(announce::keep_announced(Rc::clone(&daemon)));
+    runtime::spawn(drains::count_sessions(Rc::clone(&daemon)));
     let mut result = serve(&daemon, &mut signals, &mut threads, upkeep).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");

@@ -3,6 +3,7 @@
 //! The TAP and the worker come first, routes and firewall rules last, so that no packet is led
 //! here before somebody takes it.
 
+use super::drains::Draining;
 use super::state::State;
 use super::workers::FlowTables;
 use super::{Daemon, Started, now, workers};
@@ -237,6 +238,7 @@ async fn first_state(
 ) -> Result<(State, FlowTables), StartError> {
     let Inherited { world, flows, persistence, .. } = inherited;
     let answers = answers_there(&config);
+    let (draining_reals, findings) = Draining::inherit(&config);
     let state = State {
         survey: netlink.survey(&world.wanted_paths(&config)).await?,
         world,
@@ -258,13 +260,14 @@ async fn first_state(
         kept: HashSet::new(),
         groups: None,
         draining: HashMap::new(),
-        findings: Vec::new(),
+        findings,
         seen: Vec::new(),
         rules: None,
         host_due: true,
         client_mac: client.mac.filter(|_| answers),
         client_index: client.index,
         health: Board::new(seed()?[0]),
+        draining_reals,
         in_change: true,
         entering: false,
         config,

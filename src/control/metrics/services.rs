@@ -1,5 +1,6 @@
 //! Services, their real servers, and the ways to these.
 
+use super::drains;
 use super::families::{Families, Label};
 use super::health;
 use crate::control::admin::api::{RealView, ServiceView};
@@ -52,6 +53,7 @@ pub(super) fn encode(services: &[ServiceView], families: &mut Families<'_>) -> f
     let services: Vec<Service<'_>> = services.iter().map(Service::new).collect();
     of_services(&services, families)?;
     of_real_servers(&services, families)?;
+    drains::encode(each(&services), families)?;
     traffic(&services, families)?;
     health::encode(each(&services), families)?;
     paths(&services, families)
@@ -123,7 +125,7 @@ fn of_real_servers(services: &[Service<'_>], families: &mut Families<'_>) -> fmt
     families.info(
         "adit_real_server_state_info",
         "The state in force: up, down or unchecked (by its checks), overloaded (at its threshold), \
-         drained (weight 0), draining (taken out of the configuration) or cut.",
+         drained (weight 0, or by `adit drain`), draining (taken out of the configuration) or cut.",
         each(services).map(|(labels, real)| {
             let [service, vip, port, protocol, address, tunnel] = labels;
             [service, vip, port, protocol, address, tunnel, ("state", real.state.as_str())]
@@ -234,6 +236,7 @@ impl Way {
             link_mtu: _,
             path_mtu: _,
             health: _,
+            drain: _,
         } = view;
         let address = |a: &Option<IpAddr>| a.map(|a| a.to_string()).unwrap_or_default();
         // `kernel (the reason)`, as people see it.

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::control::admin::api::{
-    FailuresView, HealthView, OwnedFinding, RealView, ServiceView, Services, Status, VipView,
-    WorkerView, sample,
+    DrainView, FailuresView, HealthView, OwnedFinding, RealView, ServiceView, Services,
+    SessionsView, Status, VipView, WorkerView, sample,
 };
 use crate::control::netlink::egress::KernelReason;
 use serde::Serialize;
@@ -35,6 +35,15 @@ fn real(address: &str, state: &str, egress: &str) -> RealView {
             passed: 0,
             failures: FailuresView::default(),
             reason: String::new(),
+        }),
+        drain: Some(DrainView {
+            owner: format!("root-{state}"),
+            reason: word("kernel"),
+            since: format!("2026-{state}"),
+            age_seconds: 0,
+            all_services: true,
+            remaining: Some(0),
+            sessions: Some(SessionsView::default()),
         }),
         ..sample::real(address)
     }
