@@ -19,6 +19,7 @@ mod shown;
 #[path = "../../src/testing.rs"]
 mod testing;
 mod top;
+mod watchdog;
 
 use lab::{ADIT, eventually, lab};
 use nix::sys::signal::Signal;

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Installs Debian or Ubuntu packages; says nothing and does nothing when all of them are there.
 #
-#   install.sh [build|lab|bench]
+#   install.sh [build|lab|bench|deb]
 #
 # build: what cargo needs. lab (the default): that, and what the lab, the demo and the tests run.
-# bench: that, and what counts instructions.
+# bench: that, and what counts instructions. deb: what cargo needs, and what makes and checks packages.
 set -eu
 
 # A linker and libc's and the kernel's headers, a C++ compiler (the fuzzer's runtime), make; what
@@ -19,11 +19,15 @@ guests=user-mode-linux
 # callgrind
 bench=valgrind
 
+# dpkg's own tools are among what cargo needs.
+deb="debhelper lintian"
+
 case "${1:-lab}" in
     build) packages=$build guests= ;;
     lab) packages="$build $lab" ;;
     bench) packages="$build $lab $bench" ;;
-    *) echo "usage: $0 [build|lab|bench]" >&2; exit 2 ;;
+    deb) packages="$build $deb" guests= ;;
+    *) echo "usage: $0 [build|lab|bench|deb]" >&2; exit 2 ;;
 esac
 
 installed() {

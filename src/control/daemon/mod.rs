@@ -12,6 +12,7 @@ mod start;
 mod state;
 mod update;
 mod views;
+mod watchdog;
 mod workers;
 
 pub use drains::DrainError;
@@ -42,6 +43,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
+use watchdog::Watchdog;
 use workers::{End, Heard, Threads, Workers};
 
 /// How often events of the worker are taken and timers looked at. The worker's event queue holds
@@ -56,6 +58,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// A worker says that it lives every 50 ms. After so many ticks of this thread without a word it is
 /// stuck. Ticks, not time: a host that was suspended wakes both, in any order.
 const SILENT_TICKS: u32 = 50;
+/// A worker that was heard within so many ticks lives, as far as others are told.
+const LATELY_TICKS: u32 = 10;
 /// How long a change that is under way may take to end when the director stops. Its longest step is
 /// `nft`, which is given less.
 const CHANGE_ENDS: Duration = Duration::from_secs(25);
@@ -211,6 +215,7 @@ async fn serve(
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut heard = Heard::new(&daemon.workers);
+    let mut watchdog = Watchdog::asked_for();
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
@@ -229,6 +234,7 @@ async fn serve(
             },
             _ = tick.tick() => {
                 daemon.tick_and_listen(&mut heard)?;
+                watchdog.tell(&heard, now());
             }
         }
     }
