@@ -28,7 +28,7 @@ SOAK_SECONDS ?= 600
 SOAK_OPTIONS ?=
 
 .PHONY: help deps deps-bench deps-fuzz deps-deny deps-promtool build demo soak test unit lint rules deny bench fuzz fuzz-ci install install-built \
-	deps-deb deb deb-built lint-deb deps-ansible lint-ansible test-rollout
+	deps-deb deb deb-built lint-deb test-deb deps-ansible lint-ansible test-rollout
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -120,7 +120,13 @@ deb-built:
 	@packaging/build-deb.sh $(BINARIES) target/debian
 
 lint-deb: deb ## Check the Debian packages with lintian
-	lintian --allow-root --fail-on error,warning target/debian/*.changes
+	lintian --allow-root --profile debian --fail-on error,warning target/debian/*.changes
+
+# Packages of debug binaries, which the lab's tests run anyway.
+test-deb: deps deps-deb ## Install, use and purge the Debian packages on guests with systemd
+	$(CARGO) build --locked --workspace --bins
+	@target/debug/adit-lab prepare
+	$(CARGO) test --locked -p adit-lab --test packages -- --ignored
 
 # Without building, so that packages and a test of the installation can bring their own BINARIES.
 BINARIES ?= target/release
@@ -140,6 +146,7 @@ install-built:
 		$(SHARE)/fish/vendor_completions.d
 	$(foreach program,adit adit-realserver,$(call install_program,$(program)))
 	install -D -m 644 packaging/adit.example.toml $(DESTDIR)/etc/adit/adit.example.toml
+	install -D -m 644 packaging/realserver.example.toml $(DESTDIR)/etc/adit/realserver.example.toml
 	install -D -m 644 packaging/adit.bird.conf $(SHARE)/adit/adit.bird.conf
 	install -D -m 644 packaging/adit.frr.conf $(SHARE)/adit/adit.frr.conf
 	install -D -m 644 packaging/adit.grafana.json $(SHARE)/adit/adit.grafana.json

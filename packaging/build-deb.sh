@@ -4,6 +4,8 @@
 #   build-deb.sh BINARIES OUTPUT
 #
 # BINARIES: where cargo put `adit` and `adit-realserver`. OUTPUT: what is in there is replaced.
+# DEB_COMPRESSION says how they are packed, as dpkg-deb takes it; default: xz.
+#
 # Packages need the C library of the machine that they were made on, or a newer one: make them on the
 # oldest release they are for.
 set -eu
@@ -25,6 +27,8 @@ mkdir -p "$output/source"
 cp -R "$top/packaging/debian" "$top/docs" "$top/README.md" "$top/CHANGELOG.md" "$output/source/"
 "$top/packaging/licences.sh" >"$output/source/THIRD-PARTY"
 
+# Variables of a make that runs this are not meant for the one in there.
+unset MAKEFLAGS MFLAGS MAKELEVEL
 export BINARIES SOURCE
 cd "$output/source"
 # Packages of debugging symbols would hold line numbers only.

@@ -13,6 +13,7 @@ crates=${CRATES:-$(echo "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/)}
 listed=$(${CARGO:-cargo} tree --locked --offline -p adit -p adit-realserver --edges normal,no-proc-macro \
     --prefix none --no-dedupe --format '{p}|{l}|{r}' | grep -v -e '(/' -e '^$' | LC_ALL=C sort -u)
 
+[ -n "$listed" ] || { echo "licences.sh: cargo names no crates" >&2; exit 1; }
 echo "The programs of this package contain these crates:"
 echo
 echo "$listed" | while IFS='|' read -r crate terms home; do
