@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How often the director is asked while it is waited for.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// How often it is said what remains, where that is another number.
 const SAY_AGAIN: Duration = Duration::from_secs(1);
 

@@ -34,6 +34,13 @@ fn key(query: &Query) -> Result<DrainKey, QueryError> {
     Ok(DrainKey { service, real })
 }
 
+/// The name of who asks. Looked up beside the runtime: a directory of users may be slow.
+async fn name(peer: Peer) -> Result<String, Refusal> {
+    tokio::task::spawn_blocking(move || peer.name()).await.map_err(|error| {
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, format!("who asks is not known: {error}"))
+    })
+}
+
 /// Keeps a real server from new flows.
 pub(super) async fn drain(
     query: &str,
@@ -47,10 +54,10 @@ pub(super) async fn drain(
     if let Some(reason) = &reason {
         check_reason(reason).map_err(|error| QueryError(error.to_string()))?;
     }
-    let daemon = Rc::clone(daemon);
+    let (daemon, owner) = (Rc::clone(daemon), name(peer).await?);
     // On its own: this conversation is dropped when its client goes away, and a drain that is
     // recorded must also come in force.
-    let asked = runtime::spawn(async move { daemon.drain(key, peer, reason, force).await });
+    let asked = runtime::spawn(async move { daemon.drain(key, owner, reason, force).await });
     ended(asked.await)
 }
 
@@ -61,8 +68,8 @@ pub(super) async fn undrain(
     daemon: &Rc<Daemon>,
 ) -> Result<Drained, Refusal> {
     let key = key(&Query::parse(query, &["service", "all", "real"])?)?;
-    let daemon = Rc::clone(daemon);
-    ended(runtime::spawn(async move { daemon.undrain(key, peer).await }).await)
+    let (daemon, by) = (Rc::clone(daemon), name(peer).await?);
+    ended(runtime::spawn(async move { daemon.undrain(key, by).await }).await)
 }
 
 fn ended(

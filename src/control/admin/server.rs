@@ -202,7 +202,7 @@ async fn accept(listener: UnixListener, access: Access, daemon: Rc<Daemon>) {
 
 async fn converse(stream: UnixStream, access: Access, daemon: Rc<Daemon>) {
     let peer = match stream.peer_cred() {
-        Ok(credentials) => Peer::of(credentials.uid(), credentials.pid()),
+        Ok(credentials) => Peer { uid: credentials.uid(), pid: credentials.pid() },
         Err(error) => {
             tracing::warn!(%error, "who is at the admin socket is not known: it is not answered");
             return;

@@ -7,7 +7,6 @@ use super::{Daemon, now};
 use crate::control::admin::api::{DrainView, Drained, Hold, SessionsView};
 use crate::control::config::Config;
 use crate::control::destinations::Known;
-use crate::control::drains::owner::Peer;
 use crate::control::drains::{Drain, DrainKey, Drains, MOST, file, sessions};
 use crate::control::finding::Finding;
 use crate::dataplane::ids::DestinationId;
@@ -153,13 +152,31 @@ impl Draining {
         })
     }
 
+    /// Whether what remains can be counted: somebody is drained, and no worker can still begin a flow that
+    /// he should not. Then the number of the change that a count belongs to.
+    fn countable(&self) -> Option<u64> {
+        (!self.drains.is_empty() && self.before.strong_count() == 0).then_some(self.changes)
+    }
+
+    /// Takes a count, unless a change has overtaken it.
+    fn take_count(&mut self, of: u64, counted: HashMap<DestinationId, SessionsView>) {
+        if self.changes == of {
+            self.counted = Some(counted);
+        }
+    }
+
+    /// Begins counting anew: other destinations may be drained.
+    fn count_anew(&mut self) {
+        self.changes += 1;
+        self.counted = None;
+        self.news.notify_one();
+    }
+
     /// Has other drains in force, of which workers are told next. `before` is what they know now.
     fn replace(&mut self, drains: Drains, before: Weak<Snapshot>) {
         self.drains = drains;
         self.before = before;
-        self.changes += 1;
-        self.counted = None;
-        self.news.notify_one();
+        self.count_anew();
     }
 }
 
@@ -197,7 +214,7 @@ pub(super) async fn count_sessions(daemon: Rc<Daemon>) {
             let draining = &state.draining_reals;
             if draining.drains.is_empty() {
                 None
-            } else if draining.before.strong_count() > 0 {
+            } else if draining.countable().is_none() {
                 Some(TAKEN_YET)
             } else if draining.counted.is_none() {
                 Some(Duration::ZERO)
@@ -222,9 +239,7 @@ impl Daemon {
         let (changes, drained) = {
             let state = self.state.borrow();
             let draining = &state.draining_reals;
-            if draining.drains.is_empty() || draining.before.strong_count() > 0 {
-                return;
-            }
+            let Some(changes) = draining.countable() else { return };
             let drained = drained_destinations(&state);
             // Twice nothing: a flow that moves between two gauges may be in neither for a moment.
             if draining.counted.as_ref().is_some_and(HashMap::is_empty)
@@ -232,7 +247,7 @@ impl Daemon {
             {
                 return;
             }
-            (draining.changes, drained)
+            (changes, drained)
         };
         let mut counted: HashMap<DestinationId, SessionsView> = HashMap::new();
         for slots in self.flows.iter().copied().flat_map(|slots| slots.chunks(SLOTS_AT_ONCE)) {
@@ -247,10 +262,7 @@ impl Daemon {
             }
             tokio::task::yield_now().await;
         }
-        let draining = &mut self.state.borrow_mut().draining_reals;
-        if draining.changes == changes {
-            draining.counted = Some(counted);
-        }
+        self.state.borrow_mut().draining_reals.take_count(changes, counted);
     }
 
     /// Keeps a real server from new flows.
@@ -261,7 +273,7 @@ impl Daemon {
     pub async fn drain(
         &self,
         key: DrainKey,
-        peer: Peer,
+        owner: String,
         reason: Option<String>,
         force: bool,
     ) -> Result<Drained, DrainError> {
@@ -271,7 +283,8 @@ impl Daemon {
             known(&state.config, &key)?;
             let drains = &state.draining_reals.drains;
             if drains.get(&key).is_some() {
-                return Ok(state.drained(key, false));
+                drop(state);
+                return self.drained_already(key);
             }
             if drains.len() >= MOST {
                 return Err(DrainError::TooMany);
@@ -280,7 +293,7 @@ impl Daemon {
             if !emptied.is_empty() && !force {
                 return Err(DrainError::Empties(emptied));
             }
-            let drain = Drain { owner: peer.name(), reason, since: calendar() };
+            let drain = Drain { owner, reason, since: calendar() };
             let (owner, reason) = (drain.owner.as_str(), drain.reason.as_deref());
             tracing::info!(%key, owner, reason, force, "drain asked for");
             drains.with(key.clone(), drain)
@@ -294,7 +307,7 @@ impl Daemon {
     ///
     /// # Errors
     /// When there is no such thing, another drain holds it, or it would come back with a restart.
-    pub async fn undrain(&self, key: DrainKey, peer: Peer) -> Result<Drained, DrainError> {
+    pub async fn undrain(&self, key: DrainKey, by: String) -> Result<Drained, DrainError> {
         let _changing = self.change().await?;
         let after = {
             let state = self.state.borrow();
@@ -306,13 +319,22 @@ impl Daemon {
                     let owner = drain.owner.clone();
                     return Err(DrainError::HeldInAll { real: key.real, owner });
                 }
-                return Ok(state.drained(key, false));
+                drop(state);
+                return self.drained_already(key);
             }
             drains.without(&key)
         };
         self.put_drains_in_force(after).await?;
-        tracing::info!(%key, by = peer.name(), "drain taken back");
+        tracing::info!(%key, by, "drain taken back");
         Ok(self.state.borrow().drained(key, true))
+    }
+
+    /// What was asked for is recorded already. Where workers could not be told of that, they are now.
+    fn drained_already(&self, key: DrainKey) -> Result<Drained, DrainError> {
+        if self.state.borrow().unpublished {
+            self.publish().map_err(DrainError::Unpublished)?;
+        }
+        Ok(self.state.borrow().drained(key, false))
     }
 
     /// Records the drains and tells the workers. The caller holds the lock on changes.
@@ -347,10 +369,7 @@ impl Daemon {
             // Workers know nobody whom this concerns.
             draining_reals.drains = staying;
         }
-        // New destinations may be drained, and are to be counted.
-        draining_reals.changes += 1;
-        draining_reals.counted = None;
-        draining_reals.news.notify_one();
+        draining_reals.count_anew();
     }
 }
 
@@ -409,6 +428,61 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const DESTINATION: DestinationId = DestinationId(3);
+
+    fn drains() -> Drains {
+        let key = DrainKey { service: None, real: [10, 0, 0, 1].into() };
+        let drain = Drain { owner: "root".to_owned(), reason: None, since: 1_700_000_000 };
+        Drains::of([(key, drain)])
+    }
+
+    fn counted(established: u64) -> HashMap<DestinationId, SessionsView> {
+        [(DESTINATION, SessionsView { established, ..SessionsView::default() })].into()
+    }
+
+    fn view(draining: &Draining) -> DrainView {
+        draining.view("db", [10, 0, 0, 1].into(), DESTINATION, 1_700_000_060).unwrap()
+    }
+
+    #[test]
+    fn nothing_is_counted_while_a_worker_may_not_know_of_the_drain() {
+        let mut draining = Draining::of(Drains::default());
+        assert_eq!(draining.countable(), None, "nobody is drained");
+        // What two workers look at.
+        let before = Arc::new(Snapshot::default());
+        let other = Arc::clone(&before);
+        draining.replace(drains(), Arc::downgrade(&before));
+        drop(before);
+        assert_eq!(draining.countable(), None, "one of them has it still");
+        assert_eq!((view(&draining).remaining, view(&draining).age_seconds), (None, 60));
+        drop(other);
+        let of = draining.countable().unwrap();
+        draining.take_count(of, counted(2));
+        assert_eq!(view(&draining).remaining, Some(2));
+        // Another service's real server has none.
+        let other = draining.view("web", [10, 0, 0, 1].into(), DestinationId(4), 0).unwrap();
+        assert_eq!((other.remaining, other.age_seconds), (Some(0), 0));
+    }
+
+    #[test]
+    fn a_count_that_a_change_has_overtaken_is_thrown_away() {
+        let mut draining = Draining::of(drains());
+        let of = draining.countable().unwrap();
+        let snapshot = Arc::new(Snapshot::default());
+        draining.replace(drains(), Arc::downgrade(&snapshot));
+        draining.take_count(of, counted(0));
+        assert_eq!(view(&draining).remaining, None);
+        drop(snapshot);
+        let of = draining.countable().unwrap();
+        draining.count_anew();
+        draining.take_count(of, counted(0));
+        assert_eq!(
+            view(&draining).remaining,
+            None,
+            "a reload may have brought another destination"
+        );
+    }
 
     #[test]
     fn dates_are_those_of_the_calendar() {

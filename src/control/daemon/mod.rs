@@ -85,7 +85,9 @@ pub enum DaemonError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// What looks after the host is gone.
-    #[error("the upkeep of the host, or the health checks, have panicked")]
+    #[error(
+        "the upkeep of the host, the health checks or the count of drained sessions has panicked"
+    )]
     Upkeep,
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}")]
@@ -148,15 +150,16 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     let Started { mut threads, watch, .. } = started;
     let keeping = host_upkeep::keep_in_step(Rc::clone(&daemon), watch);
     let checking = checks::check_real_servers(Rc::clone(&daemon));
-    // One task, so that neither goes on without the other.
+    let counting = drains::count_sessions(Rc::clone(&daemon));
+    // One task, so that none goes on without the others.
     let upkeep = runtime::spawn(async move {
         tokio::select! {
             end = keeping => end,
             () = checking => Ok(()),
+            () = counting => Ok(()),
         }
     });
     runtime::spawn(announce::keep_announced(Rc::clone(&daemon)));
-    runtime::spawn(drains::count_sessions(Rc::clone(&daemon)));
     let mut result = serve(&daemon, &mut signals, &mut threads, upkeep).await;
     notify(&[sd_notify::NotifyState::Stopping]);
     tracing::info!("stopping");

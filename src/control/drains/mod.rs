@@ -181,9 +181,9 @@ impl Drains {
     pub fn emptied_by(&self, key: &DrainKey, services: &ServiceTable) -> Vec<String> {
         let mut emptied = Vec::new();
         for service in services.services() {
-            let drained = |member: &Member| {
-                member.draining || self.find(&service.name, member.address).is_some()
-            };
+            // As recorded: workers may not have been told yet.
+            let drained = |member: &Member| self.find(&service.name, member.address).is_some();
+            let is_up = |member: &Member| Member { draining: false, ..*member }.is_eligible();
             let is_meant = |member: &&Member| key.concerns(&service.name, member.address);
             let meant = service.members.iter().filter(|member| member.weight > 0).find(is_meant);
             let Some(meant) = meant.filter(|member| !drained(member)) else { continue };
@@ -192,8 +192,8 @@ impl Drains {
                 .iter()
                 .filter(|member| member.address != meant.address && !drained(member));
             let left_by_weight = others.clone().any(|member| member.weight > 0);
-            let left_now = others.any(Member::is_eligible);
-            if !left_by_weight || (meant.is_eligible() && !left_now) {
+            let left_now = others.any(is_up);
+            if !left_by_weight || (is_up(meant) && !left_now) {
                 emptied.push(service.name.to_string());
             }
         }

@@ -15,27 +15,25 @@ const NO_LOGIN: u32 = u32::MAX;
 pub struct Peer {
     /// The user that connected.
     pub uid: u32,
-    /// The user that logged in, where one did and the kernel knows.
-    pub login: Option<u32>,
+    /// The process that did, where it is one that this one can see.
+    pub pid: Option<i32>,
 }
 
 impl Peer {
-    /// The peer with these credentials. Its process is looked at now: one that has ended since has no
-    /// login, and nobody but root gets so far.
-    #[must_use]
-    pub fn of(uid: u32, pid: Option<i32>) -> Self {
-        let read = |pid| std::fs::read_to_string(format!("/proc/{pid}/loginuid")).ok();
-        Peer { uid, login: pid.and_then(read).and_then(|text| login(&text)) }
-    }
-
-    /// As people read it: `root`, or `root (logged in as alice)`.
+    /// As people read it: `root`, or `root (logged in as alice)`. The process is looked at now: of one
+    /// that has ended since, and did not wait for the answer, only the user is known.
     #[must_use]
     pub fn name(&self) -> String {
-        let user = user_name(self.uid);
-        match self.login.filter(|login| *login != self.uid) {
-            Some(login) => format!("{user} (logged in as {})", user_name(login)),
-            None => user,
-        }
+        let read = |pid| std::fs::read_to_string(format!("/proc/{pid}/loginuid")).ok();
+        named(self.uid, self.pid.and_then(read).and_then(|text| login(&text)))
+    }
+}
+
+fn named(uid: u32, login: Option<u32>) -> String {
+    let user = user_name(uid);
+    match login.filter(|login| *login != uid) {
+        Some(login) => format!("{user} (logged in as {})", user_name(login)),
+        None => user,
     }
 }
 
@@ -55,11 +53,10 @@ mod tests {
 
     #[test]
     fn who_logged_in_is_named_beside_who_connected() {
-        let name = |uid, login| Peer { uid, login }.name();
-        assert_eq!(name(0, None), "root");
-        assert_eq!(name(0, Some(0)), "root");
-        assert_eq!(name(0, Some(4_000_000_001)), "root (logged in as uid 4000000001)");
-        assert_eq!(name(4_000_000_001, None), "uid 4000000001");
+        assert_eq!(named(0, None), "root");
+        assert_eq!(named(0, Some(0)), "root");
+        assert_eq!(named(0, Some(4_000_000_001)), "root (logged in as uid 4000000001)");
+        assert_eq!(named(4_000_000_001, None), "uid 4000000001");
     }
 
     #[test]
@@ -73,7 +70,7 @@ mod tests {
     #[test]
     fn a_process_that_is_gone_has_no_login() {
         // Above the largest number a process can have (PID_MAX_LIMIT).
-        assert_eq!(Peer::of(0, Some(1 << 23)), Peer { uid: 0, login: None });
-        assert_eq!(Peer::of(7, None), Peer { uid: 7, login: None });
+        assert_eq!(Peer { uid: 0, pid: Some(1 << 23) }.name(), "root");
+        assert_eq!(Peer { uid: 0, pid: None }.name(), "root");
     }
 }

@@ -84,29 +84,29 @@ fn the_first_who_asked_stays_the_owner() {
 #[test]
 fn whoever_would_take_a_service_down_is_told_which() {
     let none = &[][..];
-    type Case<'a> = (&'a [DrainKey], &'a [(&'a str, u8)], DrainKey, &'a [&'a str]);
+    type Case<'a> = (Vec<DrainKey>, &'a [(&'a str, u8)], DrainKey, &'a [&'a str]);
     let (db1, db2, web1, all1) =
         (key(Some("db"), 1), key(Some("db"), 2), key(Some("web"), 1), key(None, 1));
     let cases: [Case<'_>; 12] = [
         // Drained already, down, what is to be drained, which services would have nobody.
-        (&[], none, db1.clone(), &[]),
-        (&[], none, web1.clone(), &["web"]),
-        (&[], none, all1.clone(), &["web"]),
-        (&[db2.clone()], none, db1.clone(), &["db"]),
-        (&[db2.clone()], none, all1.clone(), &["db", "web"]),
-        (&[key(None, 2)], none, db1.clone(), &["db"]),
+        (vec![], none, db1.clone(), &[]),
+        (vec![], none, web1.clone(), &["web"]),
+        (vec![], none, all1.clone(), &["web"]),
+        (vec![db2.clone()], none, db1.clone(), &["db"]),
+        (vec![db2.clone()], none, all1.clone(), &["db", "web"]),
+        (vec![key(None, 2)], none, db1.clone(), &["db"]),
         // The other one is down now.
-        (&[], &[("db", 2)], db1.clone(), &["db"]),
+        (vec![], &[("db", 2)], db1.clone(), &["db"]),
         // One that is down is no loss, as long as there is another one with weight.
-        (&[], &[("db", 1)], db1.clone(), &[]),
-        (&[], &[("db", 1), ("db", 2)], db1.clone(), &[]),
-        (&[db2.clone()], &[("db", 1), ("db", 2)], db1.clone(), &["db"]),
+        (vec![], &[("db", 1)], db1.clone(), &[]),
+        (vec![], &[("db", 1), ("db", 2)], db1.clone(), &[]),
+        (vec![db2.clone()], &[("db", 1), ("db", 2)], db1.clone(), &["db"]),
         // What has no weight, or is drained already, makes no difference.
-        (&[], none, key(Some("web"), 3), &[]),
-        (&[web1.clone()], none, all1.clone(), &[]),
+        (vec![], none, key(Some("web"), 3), &[]),
+        (vec![web1.clone()], none, all1.clone(), &[]),
     ];
     for (before, down, asked, expected) in cases {
-        let before = drains(before);
+        let before = drains(&before);
         let told = before.emptied_by(&asked, &services(&before, down));
         assert_eq!(told, expected, "{asked} after {before:?}, down: {down:?}");
         // Neither does one that is recorded and that workers do not know of yet.

@@ -44,6 +44,7 @@ fn one_host_of_the_segment_answers_for_the_vip() {
         addresses: vec!["10.9.0.11/24".to_owned()],
         gateways: Vec::new(),
         vips: vec![ON_LINK],
+        directors: vec!["10.9.0.5".parse().unwrap()],
         path_mtu: 0,
         postgres: false,
         bare: None,
