@@ -28,7 +28,7 @@ SOAK_SECONDS ?= 600
 SOAK_OPTIONS ?=
 
 .PHONY: help deps deps-bench deps-fuzz deps-deny deps-promtool build demo soak test unit lint rules deny bench fuzz fuzz-ci install install-built \
-	deps-deb deb deb-built lint-deb test-deb
+	deps-deb deb deb-built lint-deb test-deb deps-ansible lint-ansible test-rollout
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -47,10 +47,10 @@ soak: deps build ## Load a director with everything at once for SOAK_SECONDS (de
 	@target/release/adit-lab prepare
 	@target/release/adit-soak --seconds $(SOAK_SECONDS) $(SOAK_OPTIONS)
 
-test: deps lint unit rules demo fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, the demo, short fuzzing
+test: deps lint lint-ansible unit rules demo fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, the demo, short fuzzing
 
 # Hosts of the lab run the workspace's binaries.
-unit: deps deps-promtool
+unit: deps deps-promtool deps-ansible
 	$(CARGO) build --locked --workspace --bins
 	@target/debug/adit-lab prepare
 	$(CARGO) test --locked --workspace --no-fail-fast
@@ -60,6 +60,17 @@ lint: ## Check format and clippy
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
+
+deps-ansible:
+	@tests/lab/ansible.sh >/dev/null
+
+lint-ansible: deps-ansible ## Check the playbooks: yamllint, and ansible-lint's production profile, offline
+	cd ansible; PATH=$$(../tests/lab/ansible.sh):$$PATH; yamllint --strict .; ansible-lint --offline -q
+
+test-rollout: deps deps-ansible ## Play all playbooks on machines with systemd and kernels of their own
+	$(CARGO) build --locked --workspace --bins
+	@target/debug/adit-lab prepare
+	$(CARGO) test --locked -p adit-lab --test rollout --test one_segment -- --include-ignored --test-threads 1
 
 deps-promtool:
 	@tests/lab/promtool.sh >/dev/null

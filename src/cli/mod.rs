@@ -4,6 +4,7 @@ mod check;
 mod doctor;
 mod drain;
 mod explain;
+mod firewall;
 mod generate;
 mod health;
 mod import;
@@ -65,6 +66,11 @@ pub enum Command {
     /// Prints what it found, what it means and how to mend it. Exits with 1 when traffic would
     /// fail.
     Check(check::CheckArgs),
+    /// Let this host's firewall accept what the configuration needs, and take that back.
+    ///
+    /// For chains that drop what they do not know. `adit check` shows the same rules.
+    #[command(subcommand)]
+    Firewall(firewall::FirewallCommand),
     /// Start the director and stay in the foreground.
     ///
     /// Makes the TAP, leads the VIPs to it and forwards until it gets SIGTERM. SIGHUP reloads the
@@ -205,6 +211,7 @@ pub fn run(arguments: Arguments) -> Result<Outcome, CommandError> {
         Command::Doctor => doctor::run(&global),
         Command::Run(args) => run::run(&args, &global),
         Command::Reload(args) => reload::run(&args, &global),
+        Command::Firewall(command) => firewall::run(&command, &global),
         Command::Drain(args) => drain::drain(&args, &global),
         Command::Undrain(args) => drain::undrain(&args, &global),
         Command::List(args) => live::list(&args, &global),

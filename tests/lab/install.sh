@@ -12,8 +12,9 @@ set -eu
 build="build-essential ca-certificates"
 # Namespaces, wires and firewall (ip; nft; ethtool; modprobe; sysctl; nsenter, unshare,
 # prlimit, setpriv; mount); the recipe of the machines' root, whose keyring mmdebstrap reads by
-# gpg; man, for the test of the installation; a routing daemon.
-lab="iproute2 nftables ethtool kmod procps util-linux mount mmdebstrap gpg debian-archive-keyring man-db bird2"
+# gpg; man, for the test of the installation; a routing daemon; of hosts that Ansible comes to, a disk, a
+# key and the way in, and what Ansible is installed by.
+lab="e2fsprogs openssh-client python3-venv iproute2 nftables ethtool kmod procps util-linux mount mmdebstrap gpg debian-archive-keyring man-db bird2"
 # Machines with a kernel of their own; distributions without it have kernels with ipip.
 guests=user-mode-linux
 # callgrind

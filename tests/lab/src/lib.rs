@@ -3,6 +3,7 @@
 //! See `tests/lab/README.md` for a guide with examples.
 
 pub mod agent;
+pub mod ansible;
 pub mod binaries;
 pub mod corpus;
 pub mod director;
