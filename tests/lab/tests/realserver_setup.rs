@@ -177,7 +177,7 @@ fn a_guest_becomes_a_real_server_and_an_ordinary_host_again() {
     let _ = bench.machine.sh("nft list ruleset");
     let found = bench.dump();
 
-    // Every kind of tunnel but GRE over IPv6.
+    // Every kind of tunnel, over both IP versions.
     let all = format!(
         "--vip {VIP} --vip 2001:db8:100::10 --director {DIRECTOR} --director fd00:20::5 --tunnel ipip \
          --tunnel sit --tunnel ip6tnl --tunnel gre --tunnel gue"
