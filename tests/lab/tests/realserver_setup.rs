@@ -100,9 +100,9 @@ impl Bench {
 
     /// As [`Self::dump`], of what is touched alone: quick in a guest.
     fn sketch(&self) -> String {
-        // Not that a device has been up once.
+        // Not that a device has been up once, nor a bridge's timers.
         let sketch =
-            "grep . /proc/sys/net/ipv4/conf/*/*; ip -d addr | sed 's/qdisc noop/qdisc noqueue/'
+            "grep . /proc/sys/net/ipv4/conf/*/*; ip -d addr | sed 's/qdisc noop/qdisc noqueue/' | grep -v gc_timer
             for v in -4 -6; do ip $v rule; ip $v route show table all; done
             grep -oE '^(ipip|sit|ip6_tunnel|ip_gre|ip6_gre|fou6?) ' /proc/modules || true
             ls /run/adit-realserver 2>/dev/null | grep -v ^lock || true";
