@@ -27,7 +27,8 @@ SOAK_SECONDS ?= 600
 # Such as --seed 7 or --json.
 SOAK_OPTIONS ?=
 
-.PHONY: help deps deps-bench deps-fuzz deps-deny deps-promtool build demo soak test unit lint rules deny bench fuzz fuzz-ci install install-built
+.PHONY: help deps deps-bench deps-fuzz deps-deny deps-promtool build demo soak test unit lint rules deny bench fuzz fuzz-ci install install-built \
+	deps-deb deb deb-built lint-deb test-deb deps-ansible lint-ansible test-rollout
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -46,10 +47,10 @@ soak: deps build ## Load a director with everything at once for SOAK_SECONDS (de
 	@target/release/adit-lab prepare
 	@target/release/adit-soak --seconds $(SOAK_SECONDS) $(SOAK_OPTIONS)
 
-test: deps lint unit rules demo fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, the demo, short fuzzing
+test: deps lint lint-ansible unit rules demo fuzz-ci ## Run everything: lints, unit, property and real-kernel tests, the demo, short fuzzing
 
 # Hosts of the lab run the workspace's binaries.
-unit: deps deps-promtool
+unit: deps deps-promtool deps-ansible
 	$(CARGO) build --locked --workspace --bins
 	@target/debug/adit-lab prepare
 	$(CARGO) test --locked --workspace --no-fail-fast
@@ -59,6 +60,17 @@ lint: ## Check format and clippy
 	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml --all-targets -- -D warnings
+
+deps-ansible:
+	@tests/lab/ansible.sh >/dev/null
+
+lint-ansible: deps-ansible ## Check the playbooks: yamllint, and ansible-lint's production profile, offline
+	cd ansible; PATH=$$(../tests/lab/ansible.sh):$$PATH; yamllint --strict .; ansible-lint --offline -q
+
+test-rollout: deps deps-ansible ## Play all playbooks on machines with systemd and kernels of their own
+	$(CARGO) build --locked --workspace --bins
+	@target/debug/adit-lab prepare
+	$(CARGO) test --locked -p adit-lab --test rollout --test one_segment -- --include-ignored --test-threads 1
 
 deps-promtool:
 	@tests/lab/promtool.sh >/dev/null
@@ -95,12 +107,31 @@ fuzz: deps-fuzz ## Fuzz every target for FUZZ_SECONDS (default 600) each
 fuzz-ci: deps-fuzz
 	$(foreach target,$(FUZZ_TARGETS),$(call fuzz_target,$(target),$(CI_FUZZ_SECONDS),-seed=1))
 
-install: build ## Install binaries, man pages, completions and the systemd unit, dashboard, rules and examples below PREFIX (default /usr/local)
+install: build ## Install binaries, man pages, completions and systemd units, dashboard, rules and examples below PREFIX (default /usr/local)
 	@$(MAKE) --no-print-directory install-built
+
+deps-deb:
+	@tests/lab/install.sh deb
+
+deb: deps-deb build ## Make Debian packages of both programs: target/debian/*.deb
+	@$(MAKE) --no-print-directory deb-built
+
+deb-built:
+	@packaging/build-deb.sh $(BINARIES) target/debian
+
+lint-deb: deb ## Check the Debian packages with lintian
+	lintian --allow-root --profile debian --fail-on error,warning target/debian/*.changes
+
+# Packages of debug binaries, which the lab's tests run anyway.
+test-deb: deps deps-deb ## Install, use and purge the Debian packages on guests with systemd
+	$(CARGO) build --locked --workspace --bins
+	@target/debug/adit-lab prepare
+	$(CARGO) test --locked -p adit-lab --test packages -- --ignored
 
 # Without building, so that packages and a test of the installation can bring their own BINARIES.
 BINARIES ?= target/release
 SHARE = $(DESTDIR)$(PREFIX)/share
+UNITS = adit.service adit-realserver.service
 define install_program
 install -D -m 755 $(BINARIES)/$(1) $(DESTDIR)$(PREFIX)/sbin/$(1)
 $(BINARIES)/$(1) man $(SHARE)/man/man8
@@ -122,4 +153,8 @@ install-built:
 	install -D -m 644 packaging/adit.rules.yml $(SHARE)/adit/adit.rules.yml
 	install -D -m 644 packaging/adit.rules.test.yml $(SHARE)/adit/adit.rules.test.yml
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's|@SBIN@|$(PREFIX)/sbin|' packaging/adit.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/adit.service
+	$(foreach unit,$(UNITS),sed 's|@SBIN@|$(PREFIX)/sbin|' packaging/$(unit) > $(DESTDIR)$(PREFIX)/lib/systemd/system/$(unit);)
+	for database in mariadb postgresql redis-server valkey-server; do \
+		install -D -m 644 packaging/after-adit-realserver.conf \
+			$(DESTDIR)$(PREFIX)/lib/systemd/system/$$database@.service.d/adit-realserver.conf; \
+	done

@@ -14,7 +14,11 @@ use adit::dataplane::{
     scheduler::SchedulerKind,
     verdict::{DropReason, SendResult, Source, Verdict},
 };
-use world::{ServiceSpec, World, frames, frames::Tcp, snapshot};
+use world::{
+    ServiceSpec, World,
+    frames::{Tcp, destination_unreachable, fragmentation_needed},
+    snapshot,
+};
 
 const VIP: &str = "198.51.100.10:5432";
 /// Address of the director's host.
@@ -153,13 +157,44 @@ fn an_error_about_an_answer_to_a_check_reaches_who_answered() {
     for (block, expected) in [(0u16, "10.20.0.11"), (1, "10.30.0.21")] {
         let client = format!("{SOURCE}:{}", FIRST + block * EACH);
         let answer = Tcp::syn(VIP, &client).frame();
-        let error = frames::destination_unreachable("192.0.2.254", "198.51.100.10", &answer[14..]);
+        let error = destination_unreachable("192.0.2.254", "198.51.100.10", &answer[14..]);
         assert_eq!(server(&mut world, &error).unwrap().to_string(), expected);
     }
     let stranger = Tcp::syn(VIP, &format!("192.0.2.7:{FIRST}")).frame();
-    let error = frames::destination_unreachable("192.0.2.254", "198.51.100.10", &stranger[14..]);
+    let error = destination_unreachable("192.0.2.254", "198.51.100.10", &stranger[14..]);
     let refused = server(&mut world, &error).unwrap_err();
     assert_eq!(refused, Verdict::Drop(DropReason::IcmpNoFlow));
     assert_eq!(placed(&world), (0, 0, [0; 3]));
     assert!(world.counters.ledger_balances());
+}
+
+/// A router's error about a check on its way through the tunnel: no attack, and where nothing proves
+/// it nothing is learned.
+#[test]
+fn errors_about_checks_are_no_forgeries_and_teach_nothing() {
+    let about = |client: &str, dont_fragment: bool, wrong: u8| {
+        let frame = Tcp { hop_limit: HOP_LIMIT, ..Tcp::syn(client, VIP) }.frame();
+        let outcome = world(|_| {}).receive(&frame);
+        let mut outer = outcome.outputs[0].bytes[14..].to_vec();
+        outer[5] ^= wrong;
+        if !dont_fragment {
+            // Such a packet has no cookie.
+            outer[6] &= !0x40;
+        }
+        // A director that knows of no flow.
+        let mut world = world(|_| {});
+        let error = fragmentation_needed(&outer, 60, 1400);
+        let heard = world.receive_with(Source::OuterError, &error, SendResult::Sent).verdict;
+        assert!(world.counters.ledger_balances());
+        (heard, world.counters.worker.path_mtu_updates.get())
+    };
+    let check = format!("{SOURCE}:{}", FIRST + EACH);
+    let beside = format!("{SOURCE}:{}", FIRST + 2 * EACH);
+    let forged = || Verdict::Drop(DropReason::ForgedError);
+    assert_eq!(about(&check, false, 0), (Verdict::Pass, 0), "the kernel has its own copy");
+    assert_eq!(about(&beside, false, 0), (forged(), 0), "no port of a check");
+    assert_eq!(about("192.0.2.7:61000", false, 0), (forged(), 0), "not this host's address");
+    // With a cookie it is believed as any is, or not.
+    assert_eq!(about(&check, true, 0), (Verdict::Pass, 1));
+    assert_eq!(about(&check, true, 1), (forged(), 0));
 }

@@ -117,6 +117,12 @@ fn loud(host: &Observed, vips: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
     vips.iter().filter(shown).copied().collect()
 }
 
+/// Devices that unwrap.
+fn open(host: &Observed) -> BTreeSet<String> {
+    let up = host.links.iter().filter(|(name, link)| unwraps(name) && link.up);
+    up.map(|(name, _)| name.clone()).collect()
+}
+
 /// Filter in force on interfaces that are no tunnels.
 fn filters(host: &Observed) -> BTreeMap<String, i32> {
     let others = host.links.keys().filter(|name| !unwraps(name));
@@ -277,13 +283,24 @@ fn run(
     // Without an IPv4 VIP there is nothing to be silent about.
     let silent = desired.is_some_and(|desired| desired.versions().contains(&Version::V4));
     let given_back = if silent { BTreeSet::new() } else { loud(without, vips) };
-    let planned = plan(desired, host)?.steps;
+    let planned = match plan(desired, host) {
+        Ok(plan) => plan.steps,
+        Err(fault @ PlanError::Loud { .. }) => panic!("{fault}"),
+        Err(refused) => return Err(refused),
+    };
+    let table = desired.filter(|_| host.nftables).map(|desired| desired.rules().table());
+    let open_before = open(host);
     let taken = steps.map_or(planned.len(), |steps| steps.index(planned.len() + 1));
     let (loud_before, filters_before) = (loud(host, vips), filters(host));
     for step in &planned[..taken] {
         take(host, step);
         let loud = &loud(host, vips) - &given_back;
         assert!(loud.is_subset(&loud_before), "{loud:?} after {step} of {planned:#?}");
+        if let Some(table) = &table
+            && !open(host).is_subset(&open_before)
+        {
+            assert_eq!(host.table.as_ref(), Some(table), "after {step} of {planned:#?}");
+        }
         if silent {
             let filters = filters(host);
             // One that went with its module has nothing to filter.

@@ -18,7 +18,7 @@ use std::net::IpAddr;
 
 use crate::desired::Desired;
 use crate::firewall::version_name;
-use crate::kernel::{Device, ParameterName, Version, unwraps};
+use crate::kernel::{Device, ParameterName, Version};
 use crate::memory::{Change, Memory};
 use crate::observed::{Link, Observed};
 use crate::step::Step;
@@ -148,7 +148,7 @@ pub fn plan(desired: Option<&Desired>, observed: &Observed) -> Result<Plan, Plan
 /// Refuses VIPs that are on devices which answer for them.
 fn elsewhere(desired: &Desired, observed: &Observed) -> Result<(), PlanError> {
     for &vip in desired.vips() {
-        if let Some(device) = observed.holders(vip).find(|name| *name != "lo" && !unwraps(name)) {
+        if let Some(device) = observed.holders(vip).find(|name| observed.links[*name].arp) {
             return Err(PlanError::VipElsewhere { vip, device: device.to_owned() });
         }
     }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::desired::Desired;
 use crate::firewall::ruleset::{Packet, obstacles};
 use crate::firewall::{Rules, segment_comment, version_name};
-use crate::kernel::{Device, ParameterName, Version, unwraps};
+use crate::kernel::{Device, ParameterName, Version};
 use crate::observed::Observed;
 use crate::plan::filters;
 
@@ -349,11 +349,11 @@ impl Report<'_> {
     }
 
     fn vips(&mut self) {
-        let unwraps_or_lo = |name: &&str| *name == "lo" || unwraps(name);
+        let is_quiet = |name: &&str| !self.observed.links[*name].arp;
         for &vip in self.desired.vips() {
             let holders: Vec<_> = self.observed.holders(vip).collect();
             let holder = self.desired.holder(vip);
-            let (right, wrong): (Vec<_>, Vec<_>) = holders.into_iter().partition(unwraps_or_lo);
+            let (right, wrong): (Vec<_>, Vec<_>) = holders.into_iter().partition(is_quiet);
             self.judge(
                 "vip",
                 !right.is_empty(),

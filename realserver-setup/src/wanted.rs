@@ -73,6 +73,11 @@ pub(crate) fn local(desired: &Desired, observed: &Observed) -> Result<Option<Ipv
     }
     let mut own = observed.own_addresses6();
     own.retain(|address| !desired.vips().contains(&IpAddr::V6(*address)));
+    // Not that a second address makes the first a question.
+    let in_use = observed.memory.devices.iter().find_map(|name| observed.links.get(name)?.local);
+    if let Some(&local) = own.iter().find(|address| in_use == Some(IpAddr::V6(**address))) {
+        return Ok(Some(local));
+    }
     match own[..] {
         [only] => Ok(Some(only)),
         _ => Err(PlanError::Local { count: own.len() }),

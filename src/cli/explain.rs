@@ -1,7 +1,7 @@
 //! `adit explain`: where a client's packets go, and why.
 
 use super::{CommandError, Global, Outcome, check, converse, load_config, output};
-use crate::control::admin::api::{Explained, Unhealthy};
+use crate::control::admin::api::{DrainedReal, Explained, Unhealthy};
 use crate::control::admin::query::Query;
 use crate::control::config::LoadedKey;
 use crate::control::explain::{Live, Question, explain, offline_snapshot, protocol_name};
@@ -105,6 +105,9 @@ fn show(explained: &Explained) {
     }
     for Unhealthy { real, reason } in &explained.unhealthy {
         output::line(&format!("{real}  {reason}"));
+    }
+    for DrainedReal { real, drain } in &explained.drained {
+        output::line(&format!("{real}  {drain}"));
     }
     let (Some(key_of), Some(choice)) = (&explained.key_of, &explained.choice) else { return };
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);

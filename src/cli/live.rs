@@ -152,6 +152,13 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
     for warning in &status.warnings {
         output::line(&format!("{}: {}", warning.severity, warning.message));
     }
+    for service in &services {
+        for (real, drain) in
+            service.reals.iter().filter_map(|r| Some((r.address, r.drain.as_ref()?)))
+        {
+            output::line(&format!("{real} of {}: {drain}", service.name));
+        }
+    }
     let table = match (args.stats, args.thresholds) {
         (true, _) => stats_table(&services),
         (false, true) => threshold_table(&services),
@@ -162,6 +169,7 @@ pub(super) fn list(args: &ListArgs, global: &Global) -> Result<Outcome, CommandE
     }
     output::raw(table.as_bytes());
     if !args.stats && !args.thresholds {
+        output::raw(limit_lines(&services).as_bytes());
         output::line("");
         output::raw(path_table(&services).as_bytes());
     }
@@ -327,6 +335,12 @@ fn threshold_table(services: &[ServiceView]) -> String {
     })
 }
 
+/// What services take of new flows, those that have limits.
+fn limit_lines(services: &[ServiceView]) -> String {
+    let limited = services.iter().filter(|service| !service.limits.is_none());
+    limited.map(|service| format!("limits of {}: {}\n", service.name, service.limits)).collect()
+}
+
 fn path_table(services: &[ServiceView]) -> String {
     let mut reals: Vec<&RealView> = services.iter().flat_map(|s| &s.reals).collect();
     reals.sort_by(|a, b| (a.address, &a.tunnel).cmp(&(b.address, &b.tunnel)));
@@ -464,6 +478,7 @@ pub(super) fn capture(args: &CaptureArgs, global: &Global) -> Result<Outcome, Co
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::config::{ClientLimit, NewFlows, ServiceLimits};
 
     #[test]
     fn a_services_line_is_what_ipvsadm_shows() {
@@ -477,6 +492,7 @@ mod tests {
             one_packet: true,
             table_size: None,
             persistence_seconds: None,
+            limits: ServiceLimits::default(),
             configured: true,
             reals: Vec::new(),
         };
@@ -484,5 +500,17 @@ mod tests {
         service.scheduler_flags.clear();
         (service.one_packet, service.persistence_seconds) = (false, Some(300));
         assert_eq!(service_line(&service), "UDP  192.0.2.1:53 sh persistent 300  [dns]");
+        let unlimited = service.clone();
+        let new = NewFlows { per_second: 50, burst: 70 };
+        service.limits = ServiceLimits {
+            total: Some(NewFlows { per_second: 2000, burst: 4000 }),
+            client: Some(ClientLimit { new, ipv4_prefix: 32, ipv6_prefix: 64 }),
+            half_open: Some(10_000),
+        };
+        assert_eq!(
+            limit_lines(&[unlimited, service]),
+            "limits of dns: 2000 new/s (burst 4000), 50 new/s (burst 70) per /32 and /64, 10000 \
+             half-open\n"
+        );
     }
 }

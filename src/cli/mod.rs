@@ -2,7 +2,9 @@
 
 mod check;
 mod doctor;
+mod drain;
 mod explain;
+mod firewall;
 mod generate;
 mod health;
 mod import;
@@ -65,6 +67,11 @@ pub enum Command {
     /// Prints what it found, what it means and how to mend it. Exits with 1 when traffic would
     /// fail.
     Check(check::CheckArgs),
+    /// Let this host's firewall accept what the configuration needs, and take that back.
+    ///
+    /// For chains that drop what they do not know. `adit check` shows the same rules.
+    #[command(subcommand)]
+    Firewall(firewall::FirewallCommand),
     /// Start the director and stay in the foreground.
     ///
     /// Makes the TAP, leads the VIPs to it and forwards until it gets SIGTERM. SIGHUP reloads the
@@ -75,6 +82,14 @@ pub enum Command {
     /// A file with mistakes is refused as a whole. Real servers that were taken out drain: their
     /// connections go on to their end.
     Reload(reload::ReloadArgs),
+    /// Keep a real server from new connections; those there are go on to their end.
+    ///
+    /// It stays so until `adit undrain`, over reloads and restarts. With --deadline or --wait it waits
+    /// until no session remains; at the deadline nothing is cut, and it exits with 1. Where a
+    /// service would have nobody left for new connections it refuses, without --force.
+    Drain(drain::DrainArgs),
+    /// Take back what `adit drain` did: the real server gets new connections again.
+    Undrain(drain::UndrainArgs),
     /// Show services and their real servers, as `ipvsadm -Ln` does.
     List(live::ListArgs),
     /// Show connections.
@@ -204,6 +219,9 @@ pub fn run(arguments: Arguments) -> Result<Outcome, CommandError> {
         Command::Doctor => doctor::run(&global),
         Command::Run(args) => run::run(&args, &global),
         Command::Reload(args) => reload::run(&args, &global),
+        Command::Firewall(command) => firewall::run(&command, &global),
+        Command::Drain(args) => drain::drain(&args, &global),
+        Command::Undrain(args) => drain::undrain(&args, &global),
         Command::List(args) => live::list(&args, &global),
         Command::Connections(args) => live::connections(&args, &global),
         Command::Explain(args) => explain::run(&args, &global),

@@ -53,6 +53,11 @@ pub fn error(text: &str) {
     let _ = writeln!(io::stderr().lock(), "adit: {text}");
 }
 
+/// Says on standard error how far something has come that takes a while.
+pub fn progress(text: &str) {
+    error(text);
+}
+
 /// Writes a text that is already laid out, such as drawn configuration errors, to standard error.
 pub fn error_block(text: &str) {
     let _ = write!(io::stderr().lock(), "{text}");

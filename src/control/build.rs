@@ -1,8 +1,8 @@
 //! From a configuration and a look at the host to the one snapshot the core works with.
 
 use super::config::{self, Config, DontFragment, RealTunnel, VipPrefix};
-use super::cores;
 use super::destinations::{DestinationKey, Destinations, DestinationsFull};
+use super::drains::Drains;
 use super::health::Board;
 use super::netlink::egress::{DirectPath, Egress, KernelReason, RealPath, Survey, Wanted};
 use super::tables::{TableWork, members, thresholds};
@@ -105,6 +105,10 @@ pub struct Surroundings<'a> {
     pub counters: &'a [DestinationCounters],
     /// What checks know of real servers.
     pub health: &'a Board,
+    /// Workers that share the flow table: those that run, whatever a look at the host would say now.
+    pub workers: u16,
+    /// Real servers that an operator keeps from new flows.
+    pub drains: &'a Drains,
 }
 
 /// Where the cookies in outer ids come from.
@@ -250,14 +254,12 @@ impl<S: AsRef<[Entry]>> World<S> {
         address: IpAddr,
         tunnel: RealTunnel,
     ) -> Result<RealId, DirectoryFull> {
-        let tunnel = tunnel_identity(tunnel);
-        self.reals.intern(RealIdentity { address: packet::address(address), tunnel })
+        self.reals.intern(real_identity(address, tunnel))
     }
 
     /// The ids of all addresses of a prefix, in their order.
     fn intern_vips(&mut self, prefix: VipPrefix) -> Result<Vec<VipId>, DirectoryFull> {
-        let address = |ip| VipIdentity { address: packet::address(ip) };
-        prefix.addresses().map(|ip| self.vips.intern(address(ip))).collect()
+        prefix.addresses().map(|ip| self.vips.intern(vip_identity(ip))).collect()
     }
 
     /// Lends the placement tables, to have those of `config` built beside the runtime. Until they
@@ -345,6 +347,7 @@ impl<S: AsRef<[Entry]>> World<S> {
                 )
                 .map_err(|source| BuildError::Table { service: service.name.clone(), source })?;
             around.health.judge(service, &mut members);
+            around.drains.judge(&service.name, &mut members);
             services.push(Service {
                 name: service.name.as_str().into(),
                 prefix: service.vip,
@@ -354,12 +357,7 @@ impl<S: AsRef<[Entry]>> World<S> {
                 scheduler,
                 members: members.into(),
                 destinations: destinations.into(),
-                admission: admission(
-                    service,
-                    cores::workers(config),
-                    around.cookies.seed(),
-                    before,
-                ),
+                admission: admission(service, around.workers, around.cookies.seed(), before),
                 persistence: persistence(service),
                 timeouts: timeouts(&service.timeouts),
                 df: df(service.df),
@@ -468,6 +466,16 @@ fn outers(path: &RealPath, hop_limit: u8) -> Outers {
 }
 
 /// How a way is named in the region's directory.
+/// What a real server is in the region.
+pub(super) fn real_identity(address: IpAddr, tunnel: RealTunnel) -> RealIdentity {
+    RealIdentity { address: packet::address(address), tunnel: tunnel_identity(tunnel) }
+}
+
+/// What a VIP is in the region.
+pub(super) fn vip_identity(address: IpAddr) -> VipIdentity {
+    VipIdentity { address: packet::address(address) }
+}
+
 fn tunnel_identity(tunnel: RealTunnel) -> TunnelIdentity {
     let (kind, port, checksum) = match tunnel {
         RealTunnel::Ipip => return TunnelIdentity::IPIP,
@@ -638,6 +646,17 @@ mod tests {
         counters: &AllCounters,
         previous: Option<&Snapshot>,
     ) -> Snapshot {
+        let workers = config.director.workers.max(1);
+        build_for(workers, world, config, counters, previous)
+    }
+
+    fn build_for(
+        workers: u16,
+        world: &mut World<Vec<Entry>>,
+        config: &Config,
+        counters: &AllCounters,
+        previous: Option<&Snapshot>,
+    ) -> Snapshot {
         world.enter(config, counters).unwrap();
         let survey = survey();
         let around = Surroundings {
@@ -647,6 +666,8 @@ mod tests {
             cookies: CookieRoot { secret: [1; 16], epoch: 5 },
             counters: counters.destinations(),
             health: &Board::default(),
+            workers,
+            drains: &Drains::default(),
         };
         let egress = |target: &PathTarget| match target {
             PathTarget::Direct { .. } => Some(EgressId(1)),
@@ -729,6 +750,8 @@ mod tests {
             cookies: CookieRoot { secret: [1; 16], epoch: 5 },
             counters: counters.destinations(),
             health: &Board::default(),
+            workers: 1,
+            drains: &Drains::default(),
         };
         let snapshot = world
             .snapshot(&config, HashKey::DEFAULT, &around, |_| Some(EgressId(1)), None)
@@ -893,10 +916,12 @@ mod tests {
         assert_eq!(admitted(&third), 4, "other limits, counted afresh");
         // Each worker has its share of what is half-open.
         assert_eq!(admission(&third).policy().half_open, Some(5));
-        let service = &config(&text).services;
-        let limited = service.iter().find(|s| s.limits.half_open.is_some()).unwrap();
-        let shared = super::admission(limited, 2, [0; 4], None).unwrap();
-        assert_eq!(shared.policy().half_open, Some(3));
+        // Of the workers that run: how many cores there are may have changed since they began.
+        let cores = config(&text.replace("[director]\n", "[director]\nworkers = 0\n"));
+        for (workers, share) in [(1, 5), (2, 3), (4, 2), (1000, 1)] {
+            let shared = build_for(workers, &mut world, &cores, &counters, Some(&third));
+            assert_eq!(admission(&shared).policy().half_open, Some(share), "{workers}");
+        }
     }
 
     #[test]

@@ -10,6 +10,12 @@ fn allowed() -> Vec<usize> {
     (0..nix::sched::CpuSet::count()).filter(|core| allowed.is_set(*core).unwrap_or(false)).collect()
 }
 
+/// How many processors this process may use; `None` where the kernel does not say.
+#[must_use]
+pub fn available() -> Option<usize> {
+    Some(allowed().len()).filter(|cores| *cores > 0)
+}
+
 /// Workers that a configuration means: one for each processor this process may use, where it says
 /// so by 0.
 #[must_use]

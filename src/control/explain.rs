@@ -63,6 +63,8 @@ pub fn offline_snapshot(
         counters: counters.destinations(),
         // Without a director nothing is checked.
         health: &super::health::Board::default(),
+        workers: super::cores::workers(config),
+        drains: &super::drains::Drains::default(),
     };
     world.snapshot(config, key, &around, |_| None, None)
 }
@@ -113,6 +115,7 @@ pub fn explain(
         connection: None,
         persisted: None,
         unhealthy: Vec::new(),
+        drained: Vec::new(),
         answer: String::new(),
     };
     let Some(vip) = services.vip(&packet::address(tuple.vip)) else {

@@ -51,9 +51,9 @@ pub struct FlowRegion {
     /// For moving the cookies' epoch.
     pub header: &'static RegionHeader,
     /// Places of real servers' ids.
-    reals: &'static [Entry],
+    pub(in crate::control) reals: &'static [Entry],
     /// Places of VIPs' ids.
-    vips: &'static [Entry],
+    pub(in crate::control) vips: &'static [Entry],
     /// Persistence records.
     pub persistence: &'static [Entry],
     /// Flow slots of each worker.

@@ -48,6 +48,9 @@ const WRONG_COOKIES_MAX: u16 = 16;
 const WRONG_COOKIES_MAX_WITH_FLOW: u16 = 256;
 /// The minute.
 const WRONG_COOKIES_WINDOW: Duration = Duration::from_secs(60);
+/// From the first identification of a real server to that of the next: the golden ratio in each half,
+/// so that multiples of it are spread evenly. It is odd: no two are alike.
+const FAR_APART: u32 = 0x9e37_9e37;
 /// What links there are, for routers that do not say their MTU (RFC 1191 §7.1), from the top.
 const PLATEAUS: [u16; 10] = [65535, 32000, 17914, 8166, 4352, 2002, 1492, 1006, 508, 296];
 
@@ -88,6 +91,8 @@ pub struct InnerQuote {
 pub enum FlowCheck {
     /// Not tracked.
     Unknown,
+    /// A health check of this host, which no table tracks.
+    OwnCheck,
     /// Tracked.
     Known {
         /// Real server that has it.
@@ -115,6 +120,9 @@ pub enum OuterNotice {
 pub enum OuterError {
     /// Not about a tunnel packet of ours.
     NotOurs,
+    /// About a health check of this host, and not to be proven: it teaches nothing, and is no
+    /// attack, since routers say such things.
+    OwnCheck,
     /// A path MTU became smaller.
     Updated {
         /// Real server at the end of the path.
@@ -233,6 +241,7 @@ enum Proof {
     Valid,
     Forged,
     Ignored,
+    OwnCheck,
 }
 
 impl Claim<'_> {
@@ -338,7 +347,10 @@ impl PathMtus {
     }
 
     fn worker(paths: Arc<[Path]>, first: u32, stride: u32) -> Self {
-        let identifications = vec![first; paths.len()].into();
+        // Two kinds of tunnel to one address may share what a receiver puts fragments together by:
+        // addresses and protocol. So real servers begin far from each other, in either half.
+        let begin = |real: u32| real.wrapping_mul(FAR_APART).wrapping_mul(stride) | first;
+        let identifications = (0..).take(paths.len()).map(begin).collect();
         Self { paths, identifications, spare_identification: first, stride }
     }
 
@@ -405,6 +417,7 @@ impl PathMtus {
                 Proof::Valid => return self.believe(now, real, server.link_mtu, &claim),
                 Proof::Forged => OuterError::Forged,
                 Proof::Ignored => OuterError::Ignored,
+                Proof::OwnCheck => OuterError::OwnCheck,
             };
         }
         outcome
@@ -426,7 +439,7 @@ impl PathMtus {
             // A flow that is not tracked proves nothing: while the table is full there are such.
             let limit = match flow {
                 Some(FlowCheck::Known { .. }) => WRONG_COOKIES_MAX_WITH_FLOW,
-                Some(FlowCheck::Unknown) | None => WRONG_COOKIES_MAX,
+                Some(FlowCheck::Unknown | FlowCheck::OwnCheck) | None => WRONG_COOKIES_MAX,
             };
             if path.is_under_attack(now, limit) {
                 return Proof::Ignored;
@@ -441,8 +454,11 @@ impl PathMtus {
                 Proof::Valid
             }
             Some(FlowCheck::Known { .. }) => Proof::Forged,
-            Some(FlowCheck::Unknown) | None if claim.has_cookie() => Proof::Valid,
+            Some(FlowCheck::Unknown | FlowCheck::OwnCheck) | None if claim.has_cookie() => {
+                Proof::Valid
+            }
             Some(FlowCheck::Unknown) => Proof::Forged,
+            Some(FlowCheck::OwnCheck) => Proof::OwnCheck,
             None => Proof::Ignored,
         }
     }

@@ -72,14 +72,17 @@ impl Probes {
         port.wrapping_sub(self.first) < self.count
     }
 
+    /// Whether a packet with these ends can be a check, or have been one: nobody else has the addresses.
+    pub fn can_be(&self, key: &FlowKey) -> bool {
+        key.protocol == protocol::TCP
+            && self.has_port(key.client_port)
+            && self.sources.contains(&key.client)
+    }
+
     /// What a packet is that is from such a port.
     pub fn pinned(&self, key: &FlowKey, hop_limit: u8, is_reset: bool) -> Pinned {
         let proven = hop_limit == HOP_LIMIT;
-        let ours = key.protocol == protocol::TCP
-            && (proven || is_reset)
-            && self.has_port(key.client_port)
-            && self.sources.contains(&key.client);
-        if !ours {
+        if !((proven || is_reset) && self.can_be(key)) {
             return Pinned::No;
         }
         let block = usize::from((key.client_port - self.first) / self.each);

@@ -26,6 +26,16 @@ fn check_says_what_the_host_lacks() {
         lab.on_director(&rule.trim().replace('"', ""));
     }
     lab.ok("check");
+    assert_eq!(lab.json("firewall open")["changed"], false, "nothing is missing");
+    assert_eq!(lab.json("firewall close")["changed"], false, "somebody else's rules stay");
+
+    lab.on_director("nft flush chain inet filter forward");
+    assert_eq!(lab.json("firewall open --dry-run")["steps"].as_array().unwrap().len(), 2);
+    lab.refused("check");
+    assert_eq!(lab.json("firewall open")["changed"], true);
+    lab.ok("check");
+    assert_eq!(lab.json("firewall close")["changed"], true);
+    lab.refused("check");
 }
 
 #[test]

@@ -57,8 +57,12 @@ fn manual_pages_and_completions_are_where_they_are_looked_for() {
         let installed = top.join("usr/sbin").join(program);
         assert!(output(Command::new(installed).arg("--version")).starts_with(program));
     }
-    let unit = std::fs::read_to_string(top.join("usr/lib/systemd/system/adit.service")).unwrap();
-    assert!(unit.contains("\nExecStart=/usr/sbin/adit run\n") && !unit.contains('@'), "{unit}");
+    for (unit, start) in [("adit", "adit run"), ("adit-realserver", "adit-realserver apply")] {
+        let path = top.join("usr/lib/systemd/system").join(format!("{unit}.service"));
+        let unit = std::fs::read_to_string(path).unwrap();
+        assert!(unit.contains(&format!("\nExecStart=/usr/sbin/{start}\n")), "{unit}");
+        assert!(!unit.contains("@SBIN@"), "{unit}");
+    }
     let share = top.join("usr/share");
     for (file, word) in [
         ("bash-completion/completions/adit", "connections"),

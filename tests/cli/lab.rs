@@ -210,6 +210,11 @@ impl Lab {
         nix::sys::signal::kill(pid, signal).unwrap();
     }
 
+    /// Number of the director's process.
+    pub(crate) fn id(&self) -> u32 {
+        self.running.as_ref().unwrap().id()
+    }
+
     /// The exit code, once the director has ended; `Some(None)` when it was killed.
     pub(crate) fn ended(&mut self) -> Option<Option<i32>> {
         let status = self.running.as_mut().unwrap().try_wait().unwrap()?;

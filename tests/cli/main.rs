@@ -8,6 +8,7 @@ mod bridge;
 mod check_host;
 mod commands;
 mod doctor;
+mod drain;
 mod health;
 mod host;
 mod install;
@@ -18,6 +19,7 @@ mod shown;
 #[path = "../../src/testing.rs"]
 mod testing;
 mod top;
+mod watchdog;
 
 use lab::{ADIT, eventually, lab};
 use nix::sys::signal::Signal;

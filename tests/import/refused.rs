@@ -74,7 +74,7 @@ fn what_multiplies_is_bounded() {
     assert_eq!(huge.report.services, 0);
     // More entries of real servers than are worth writing.
     let wide =
-        of(&format!("virtual_server_group g {{\n198.18.0.0/24\n}}\n{}", server("group g", 300)));
+        of(&format!("virtual_server_group g {{\n198.18.0.1-255\n}}\n{}", server("group g", 300)));
     assert!(wide.report.text().contains("entries of real servers"), "{}", wide.report.text());
     // More different real servers than the region knows.
     let reals = of(&server("192.0.2.1", 2100));

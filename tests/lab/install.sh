@@ -1,10 +1,10 @@
 #!/bin/sh
 # Installs Debian or Ubuntu packages; says nothing and does nothing when all of them are there.
 #
-#   install.sh [build|lab|bench]
+#   install.sh [build|lab|bench|deb]
 #
 # build: what cargo needs. lab (the default): that, and what the lab, the demo and the tests run.
-# bench: that, and what counts instructions.
+# bench: that, and what counts instructions. deb: what cargo needs, and what makes and checks packages.
 set -eu
 
 # A linker and libc's and the kernel's headers, a C++ compiler (the fuzzer's runtime), make; what
@@ -12,18 +12,23 @@ set -eu
 build="build-essential ca-certificates"
 # Namespaces, wires and firewall (ip; nft; ethtool; modprobe; sysctl; nsenter, unshare,
 # prlimit, setpriv; mount); the recipe of the machines' root, whose keyring mmdebstrap reads by
-# gpg; man, for the test of the installation; a routing daemon.
-lab="iproute2 nftables ethtool kmod procps util-linux mount mmdebstrap gpg debian-archive-keyring man-db bird2"
+# gpg; man, for the test of the installation; a routing daemon; of hosts that Ansible comes to, a disk, a
+# key and the way in, and what Ansible is installed by.
+lab="e2fsprogs openssh-client python3-venv iproute2 nftables ethtool kmod procps util-linux mount mmdebstrap gpg debian-archive-keyring man-db bird2"
 # Machines with a kernel of their own; distributions without it have kernels with ipip.
 guests=user-mode-linux
 # callgrind
 bench=valgrind
 
+# dpkg's own tools are among what cargo needs.
+deb="debhelper lintian"
+
 case "${1:-lab}" in
     build) packages=$build guests= ;;
     lab) packages="$build $lab" ;;
     bench) packages="$build $lab $bench" ;;
-    *) echo "usage: $0 [build|lab|bench]" >&2; exit 2 ;;
+    deb) packages="$build $deb" guests= ;;
+    *) echo "usage: $0 [build|lab|bench|deb]" >&2; exit 2 ;;
 esac
 
 installed() {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use adit::dataplane::conntrack::{Class, FlowKey, FlowRecord, Ticks};
 use adit::dataplane::counters::Counter;
-use adit::dataplane::ids::{RealId, VipId};
+use adit::dataplane::ids::{DestinationId, RealId, VipId};
 use adit::dataplane::packet::{
     Datagram, ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TcpSegment, address, be16, ip_addr,
     protocol, tcp_flag, udp_ports,
@@ -21,7 +21,7 @@ use etherparse::{
 
 use super::Reached;
 use super::shell::{Output, Shell};
-use super::world::{COOKIE_SECRETS, DIRECT, KERNEL, REALS, VIPS, World, link_header};
+use super::world::{COOKIE_SECRETS, DIRECT, KERNEL, REALS, VIPS, World, checked, link_header};
 use crate::checksums;
 
 /// What identifies a flow: client, its port, VIP, its port, protocol.
@@ -282,6 +282,11 @@ fn forwarded(world: &World, now: Time, before: &Before, real: RealId, inner: &[u
         return;
     }
     let Some(packet) = Transport::read(&datagram, received) else { return };
+    if let Some(pinned) = packet.check(world, datagram.hop_limit) {
+        assert_eq!(real, pinned, "a check went elsewhere");
+        assert_eq!(flows(world), before.flows, "a check touched the table");
+        return;
+    }
     let alive = |old: &&FlowRecord| {
         let anew =
             packet.begins && matches!(old.progress.class, Class::ClosingFin | Class::ClosingRst);
@@ -306,26 +311,38 @@ struct Transport {
     key: FlowId,
     /// A SYN, which begins a closing flow anew.
     begins: bool,
+    is_reset: bool,
 }
 
 impl Transport {
     fn read(datagram: &Datagram, packet: &[u8]) -> Option<Self> {
         let vip = VIPS.iter().position(|vip| address(*vip) == datagram.destination)?;
         let vip = VipId(u32::try_from(vip).expect("three VIPs"));
-        let (client_port, vip_port, begins) = match datagram.protocol {
+        let (client_port, vip_port, begins, is_reset) = match datagram.protocol {
             protocol::TCP => {
                 let segment = TcpSegment::parse(datagram, packet).ok()?;
                 let begins = segment.flags & (tcp_flag::SYN | tcp_flag::RST) == tcp_flag::SYN;
-                (segment.source_port, segment.destination_port, begins)
+                let is_reset = segment.flags & tcp_flag::RST != 0;
+                (segment.source_port, segment.destination_port, begins, is_reset)
             }
             protocol::UDP => {
                 let (client_port, vip_port) = udp_ports(datagram, packet).ok()?;
-                (client_port, vip_port, false)
+                (client_port, vip_port, false, false)
             }
             _ => return None,
         };
         let key = (datagram.source, client_port, vip, vip_port, datagram.protocol);
-        Some(Self { key, begins })
+        Some(Self { key, begins, is_reset })
+    }
+
+    /// The real server that it is a check of.
+    fn check(&self, world: &World, hop_limit: u8) -> Option<RealId> {
+        let (client, port, vip, vip_port, protocol) = self.key;
+        let first = (vip, vip_port, protocol) == (VipId(0), 5432, protocol::TCP);
+        let own = checked(ip_addr(&client), port, hop_limit, self.is_reset)?;
+        // A destination of the first service has its real server's number.
+        let there = world.snapshot.destination(DestinationId(own.0)).is_some();
+        (world.checks() && first && there).then_some(own)
     }
 }
 

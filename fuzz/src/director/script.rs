@@ -18,7 +18,7 @@ use super::Reached;
 use super::checks::{Checks, outer_packet};
 use super::frames::{self, Ip};
 use super::shell::{SLOT, Shell};
-use super::world::{DESTINATIONS, REALS, Settings, VIPS, World, address_of};
+use super::world::{DESTINATIONS, PROBE_PORTS, REALS, Settings, VIPS, World, address_of};
 use crate::checksums;
 
 /// Steps of one sequence: a longer one finds nothing that these do not, and takes longer.
@@ -474,6 +474,9 @@ fn ends(client: u8, service: u8, misc: u8) -> (Ip, u16, usize) {
             Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, u16::from(number) + 1).into()
         }
     };
-    let ip = Ip { source, destination, hop_limit: 64 - misc / 4, dont_fragment: misc & 1 != 0 };
+    // Those whose ports checks have, too, may not have come over a router.
+    let checks = client_port(client) >= PROBE_PORTS.0 && misc & 2 == 0;
+    let hop_limit = if checks { 255 } else { 64 - misc / 4 };
+    let ip = Ip { source, destination, hop_limit, dont_fragment: misc & 1 != 0 };
     (ip, port, service.into())
 }

@@ -4,14 +4,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use adit::dataplane::admission::{Admission, AdmissionPolicy, ClientRate};
 use adit::dataplane::conntrack::{FlowTable, Slot, Timeouts};
 use adit::dataplane::counters::Counters;
 use adit::dataplane::director::{Director, Parts, Team};
 use adit::dataplane::fragments::Fragments;
 use adit::dataplane::hash::{HashKey, PersistenceGroup};
 use adit::dataplane::ids::{DestinationId, RealId, VipId};
+use adit::dataplane::packet;
 use adit::dataplane::path_mtu::PathMtus;
 use adit::dataplane::persistence::PersistenceTable;
+use adit::dataplane::probe::Probes;
 use adit::dataplane::rate_limit::{Rate, RateLimiter, RateLimits};
 use adit::dataplane::region::Entry;
 use adit::dataplane::scheduler::{
@@ -78,6 +81,26 @@ pub(super) fn address_of(destination: usize) -> IpAddr {
 /// Secrets of this epoch and the last, of all real servers.
 pub(super) const COOKIE_SECRETS: [u16; 2] = [0x5a17, 0xa5e8];
 
+/// Checks of the first service's real servers: blocks of four ports, the third of which is nobody's any
+/// more, from whichever client's address.
+pub(super) const PROBE_PORTS: (u16, u16) = (40_240, 4);
+const PROBE_BLOCKS: [Option<usize>; 4] = [Some(0), Some(1), None, Some(2)];
+
+/// Addresses of clients, from which this host's checks may come too.
+fn is_probe_source(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(v4) if v4.octets()[..3] == [192, 0, 2] && v4.octets()[3] < 16)
+}
+
+/// The real server that a TCP packet to the first service's port is a check of, by its own rule: from
+/// such an address and port, and with a hop limit that no packet of others has, or a reset.
+pub(super) fn checked(client: IpAddr, port: u16, hop_limit: u8, is_reset: bool) -> Option<RealId> {
+    let (first, each) = PROBE_PORTS;
+    let block = usize::from(port.checked_sub(first)? / each);
+    let real = PROBE_BLOCKS.get(block).copied().flatten()?;
+    let proven = hop_limit == 255 || is_reset;
+    (proven && is_probe_source(client)).then(|| RealId(u32::try_from(real).expect("a few")))
+}
+
 /// Members of all services; each is a [`DestinationId`].
 pub(super) const DESTINATIONS: usize = 12;
 
@@ -99,10 +122,15 @@ pub(super) struct Settings {
     pub(super) slots: usize,
     pub(super) event_room: usize,
     limits: RateLimits,
+    /// What the first service takes of new flows.
+    admission: AdmissionPolicy,
+    /// Whether the first service's real servers are checked.
+    pub(super) checks: bool,
 }
 
 impl Settings {
-    pub(super) fn read(&[a, b, c, d, e, f, g, _]: &[u8; 8]) -> Self {
+    pub(super) fn read(&[a, b, c, d, e, f, g, h]: &[u8; 8]) -> Self {
+        let few = Rate { per_second: 1, burst: u32::from(h >> 4 & 3) + 1 };
         let rate = |burst: u8| Rate { per_second: 10, burst: u32::from(burst) + 1 };
         Self {
             scheduler: SchedulerKind::ALL[usize::from(a) % SchedulerKind::ALL.len()],
@@ -125,6 +153,16 @@ impl Settings {
                 client: rate(g / 2),
                 clients: 8,
             },
+            admission: AdmissionPolicy {
+                total: (h & 1 != 0).then_some(few),
+                client: (h & 2 != 0).then_some(ClientRate {
+                    rate: few,
+                    ipv4_prefix: 30,
+                    ipv6_prefix: 64,
+                }),
+                half_open: (h & 4 != 0).then(|| u32::from(h >> 6) + 1),
+            },
+            checks: h & 8 != 0,
         }
     }
 }
@@ -155,6 +193,7 @@ pub(super) struct World {
     /// The flow table's slots, read along as control does.
     pub(super) slots: Arc<[Slot]>,
     schedulers: Vec<Arc<dyn Scheduler>>,
+    admission: Option<Arc<Admission>>,
     /// Live state of every member, by destination; `None` when it was cut.
     pub(super) members: Vec<Option<Member>>,
     settings: Settings,
@@ -187,6 +226,8 @@ impl World {
             counters: Arc::clone(&counters),
             team: Team::ALONE,
         });
+        let limits = Some(settings.admission).filter(|it| *it != AdmissionPolicy::default());
+        let admission = limits.map(|limits| Arc::new(Admission::new(limits, [4, 3, 2, 1])));
         let mut world = Self {
             director,
             counters,
@@ -194,6 +235,7 @@ impl World {
             snapshot: Snapshot::default(),
             slots,
             schedulers,
+            admission,
             members,
             settings,
         };
@@ -250,7 +292,8 @@ impl World {
                 timeouts: Timeouts::default(),
                 df: self.settings.df,
                 thresholds: Box::default(),
-                admission: None,
+                // What is used of limits outlives changes.
+                admission: self.admission.clone().filter(|_| index == 0),
                 one_packet: self.settings.one_packet && *protocol == Protocol::Udp,
             });
         }
@@ -263,8 +306,27 @@ impl World {
             client_mac: self.settings.client_mac.then_some(CLIENT_MAC),
             decrement_hop_limit: self.settings.decrement_hop_limit,
             reset_unknown: self.settings.reset_unknown,
+            probes: self.probes(),
             ..Snapshot::default()
         };
+    }
+
+    fn probes(&self) -> Probes {
+        if !self.settings.checks {
+            return Probes::default();
+        }
+        let sources = (0..16).map(|host| packet::address(Ipv4Addr::new(192, 0, 2, host).into()));
+        let id = |id: usize| DestinationId(u32::try_from(id).expect("twelve destinations"));
+        let blocks = PROBE_BLOCKS.iter().map(|block| {
+            // A real server that was cut is checked no more.
+            block.filter(|block| self.members[*block].is_some()).map(id)
+        });
+        Probes::new(PROBE_PORTS, sources.collect(), [((VipId(0), 5432), blocks.collect())])
+    }
+
+    /// Whether real servers are checked.
+    pub(super) fn checks(&self) -> bool {
+        self.settings.checks
     }
 
     pub(super) fn link_mtu(&self) -> usize {

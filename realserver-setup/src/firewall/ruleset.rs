@@ -105,10 +105,9 @@ impl Objects<'_> {
                 && rule["table"] == place.table.as_str()
                 && rule["chain"] == chain
         });
-        for rule in rules {
-            let statements = rule["expr"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for statements in rules.flat_map(|rule| written_out(&rule["expr"])) {
             let mut met = Met::Yes;
-            for statement in statements {
+            for statement in &statements {
                 match self.statement(place, statement, packet) {
                     Met::No => met = Met::No,
                     Met::Perhaps if met == Met::Yes => met = Met::Perhaps,
@@ -118,7 +117,7 @@ impl Objects<'_> {
             if met == Met::No {
                 continue;
             }
-            let Some((verdict, target)) = verdict(statements) else { continue };
+            let Some((verdict, target)) = verdict(&statements) else { continue };
             let fate = match (verdict, target) {
                 (Verdict::Accept, _) => Fate::Accepted,
                 (Verdict::Drop, _) => Fate::Dropped,
@@ -239,6 +238,25 @@ enum Verdict {
     Jump,
     Goto,
     Other,
+}
+
+/// A rule as rules with one verdict each: `ct state vmap { established : accept, invalid : drop }` is two.
+fn written_out(expr: &Value) -> Vec<Vec<Value>> {
+    let statements = expr.as_array().cloned().unwrap_or_default();
+    let map = statements.iter().position(|statement| statement.get("vmap").is_some());
+    let Some((at, map)) = map.map(|at| (at, &statements[at]["vmap"])) else {
+        return vec![statements];
+    };
+    // One with a name may hold anything, and stays what it is.
+    let Some(pairs) = map["data"]["set"].as_array() else { return vec![statements.clone()] };
+    let rule = |pair: &Value| {
+        let mut rule = statements[..at].to_vec();
+        let (key, value) = (&map["key"], &pair[0]);
+        rule.push(serde_json::json!({ "match": { "op": "==", "left": key, "right": value } }));
+        rule.push(pair[1].clone());
+        rule
+    };
+    pairs.iter().map(rule).collect()
 }
 
 /// What a rule does with what it takes; none: it only counts or marks.
@@ -384,6 +402,23 @@ mod tests {
         rules.pop();
         rules.push(json!({"set": {"family": "inet", "table": "filter", "name": "trusted"}}));
         assert!(dropped(&rules, IPIP), "an empty set");
+    }
+
+    #[test]
+    fn maps_of_verdicts_are_written_out() {
+        let map = |key: &Value, set: &Value| json!([{"vmap": {"key": key, "data": {"set": set}}}]);
+        let state = json!({"ct": {"key": "state"}});
+        let protocol = json!({"meta": {"key": "l4proto"}});
+        let (accept, drop) = (json!({"accept": null}), json!({"drop": null}));
+        let known = map(&state, &json!([["established", accept], ["invalid", drop]]));
+        let mut rules = vec![chain("drop"), rule("input", &known)];
+        assert!(dropped(&rules, IPIP));
+        let kinds = map(&protocol, &json!([["gre", drop], ["ipencap", accept]]));
+        rules.push(rule("input", &kinds));
+        assert!(!dropped(&rules, IPIP));
+        assert!(dropped(&rules, Entrance::Protocol(Version::V4, 47)));
+        rules[2] = rule("input", &map(&protocol, &json!("@known")));
+        assert!(!dropped(&rules, IPIP), "a map with a name may hold it");
     }
 
     #[test]

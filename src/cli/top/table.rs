@@ -177,8 +177,12 @@ fn real_row(real: &RealView, rate: Option<Rate>) -> Row {
         false => format!("{}/{}", real.effective_weight, real.weight),
     };
     let [new, packets, bits] = rates_of(rate);
+    let state = match real.drain.as_ref().and_then(|drain| drain.remaining) {
+        Some(remaining) => format!("{}, {} left", real.state, count(remaining)),
+        None => real.state.clone(),
+    };
     let cells = [
-        real.state.clone(),
+        state,
         weight,
         count(real.counters.active),
         count(real.counters.inactive),

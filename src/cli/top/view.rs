@@ -166,7 +166,8 @@ impl Model {
     }
 
     fn of_state(&self, state: &str) -> Style {
-        match state {
+        // `drained, 12 left`, perhaps cut.
+        match state.split([',', '…']).next().unwrap_or_default() {
             "up" => self.coloured(Color::Green),
             "overloaded" | "drained" | "draining" => self.coloured(Color::Yellow),
             _ => self.coloured(Color::Red),

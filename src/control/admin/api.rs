@@ -3,6 +3,7 @@
 //! Both sides use these, so the daemon and the command line cannot disagree. Fields are added,
 //! never renamed.
 
+use crate::control::config::ServiceLimits;
 use crate::control::finding::Finding;
 use crate::dataplane::conntrack::Class;
 use crate::dataplane::counters::{DestinationReading, WorkerReading};
@@ -193,6 +194,9 @@ pub struct ServiceView {
     pub table_size: Option<u32>,
     /// Seconds of persistence, where it has any.
     pub persistence_seconds: Option<u64>,
+    /// What it takes of new flows, as its configuration says.
+    #[serde(default, skip_serializing_if = "ServiceLimits::is_none")]
+    pub limits: ServiceLimits,
     /// Whether the configuration in force names it.
     pub configured: bool,
     /// Its real servers, by address.
@@ -215,7 +219,7 @@ pub struct RealView {
     #[serde(default)]
     pub min_connections: Option<u32>,
     /// `up`, `down` and `unchecked` (by its checks), `overloaded` (it has as many connections as it
-    /// may), `drained` (weight 0) or `draining` (taken out of the configuration).
+    /// may), `drained` (weight 0, or by `adit drain`) or `draining` (taken out of the configuration).
     pub state: String,
     /// Flows and traffic since it was configured.
     pub counters: DestinationReading,
@@ -241,6 +245,130 @@ pub struct RealView {
     /// What checks know of it, where it is checked.
     #[serde(default)]
     pub health: Option<HealthView>,
+    /// Who keeps it from new flows by `adit drain`, and what is left, where somebody does.
+    #[serde(default)]
+    pub drain: Option<DrainView>,
+}
+
+/// A drain of a real server of a service, and what is left there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainView {
+    /// Who asked: `root`, or `root (logged in as alice)`.
+    pub owner: String,
+    /// Why, as they said.
+    pub reason: Option<String>,
+    /// When: `2026-11-25T17:40:23Z`.
+    pub since: String,
+    /// Seconds since then.
+    pub age_seconds: u64,
+    /// Whether it holds in all services of the real server.
+    pub all_services: bool,
+    /// Sessions that have not ended, in the table when it was last looked through, a second ago at
+    /// most; `null` before that was done for the first time since the drain is in force.
+    pub remaining: Option<u64>,
+    /// The same by how far they have come.
+    pub sessions: Option<SessionsView>,
+}
+
+/// Sessions that have not ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SessionsView {
+    /// Established.
+    pub established: u64,
+    /// Not proven yet; all of UDP begins so.
+    pub unproven: u64,
+    /// Only a SYN was seen.
+    pub half_open: u64,
+    /// The client has sent FIN, and was heard in the last five seconds.
+    pub closing: u64,
+}
+
+impl SessionsView {
+    /// All of them.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.established + self.unproven + self.half_open + self.closing
+    }
+
+    /// The sum with others.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        SessionsView {
+            established: self.established + other.established,
+            unproven: self.unproven + other.unproven,
+            half_open: self.half_open + other.half_open,
+            closing: self.closing + other.closing,
+        }
+    }
+}
+
+/// As people read it: `3 sessions remain (2 established, 1 half-open)`.
+impl std::fmt::Display for SessionsView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kinds = [
+            (self.established, "established"),
+            (self.unproven, "unproven"),
+            (self.half_open, "half-open"),
+            (self.closing, "closing"),
+        ];
+        let kinds: Vec<String> = kinds
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, kind)| format!("{count} {kind}"))
+            .collect();
+        match self.total() {
+            0 => f.write_str("no session remains"),
+            1 => write!(f, "1 session remains ({})", kinds.join(", ")),
+            total => write!(f, "{total} sessions remain ({})", kinds.join(", ")),
+        }
+    }
+}
+
+/// As people read it: `drained by root for 5m: kernel update; no session remains`.
+impl std::fmt::Display for DrainView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let age = humantime::format_duration(std::time::Duration::from_secs(self.age_seconds));
+        let everywhere = if self.all_services { " in all services" } else { "" };
+        write!(f, "drained{everywhere} by {} for {age}", self.owner)?;
+        if let Some(reason) = &self.reason {
+            write!(f, ": {reason}")?;
+        }
+        match &self.sessions {
+            Some(sessions) => write!(f, "; {sessions}"),
+            None => f.write_str("; its sessions are being counted"),
+        }
+    }
+}
+
+/// `POST /v1/drain` and `POST /v1/undrain`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drained {
+    /// Whether this request made a difference.
+    pub changed: bool,
+    /// The service that was named; `null` for all.
+    pub service: Option<String>,
+    /// The real server.
+    pub real: IpAddr,
+    /// The services of the configuration that it concerns.
+    pub services: Vec<String>,
+    /// What keeps the real server from new flows of these services now, by whomever.
+    pub drains: Vec<Hold>,
+    /// What may not be meant: services without a real server for new flows.
+    pub warnings: Vec<String>,
+}
+
+/// One drain that is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Its service; `null` for all.
+    pub service: Option<String>,
+    /// Who asked.
+    pub owner: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// When: `2026-11-25T17:40:23Z`.
+    pub since: String,
 }
 
 /// What checks know of a real server of a service.
@@ -392,6 +520,9 @@ pub struct Explained {
     /// Real servers of the service that its checks keep from new flows; live only.
     #[serde(default)]
     pub unhealthy: Vec<Unhealthy>,
+    /// Real servers of the service that are drained by `adit drain`; live only.
+    #[serde(default)]
+    pub drained: Vec<DrainedReal>,
     /// In one sentence.
     pub answer: String,
 }
@@ -436,6 +567,15 @@ pub struct ProbeStep {
     pub what: String,
     /// Where to look then.
     pub look_at: String,
+}
+
+/// A real server that an operator keeps from new flows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainedReal {
+    /// The real server.
+    pub real: IpAddr,
+    /// By whom, since when, and what is left.
+    pub drain: DrainView,
 }
 
 /// The body of every answer that is not a success.
@@ -513,6 +653,7 @@ pub(crate) mod sample {
             one_packet: false,
             table_size: None,
             persistence_seconds: None,
+            limits: ServiceLimits::default(),
             configured: true,
             reals,
         }
@@ -536,6 +677,7 @@ pub(crate) mod sample {
             link_mtu: 1500,
             path_mtu: 1500,
             health: None,
+            drain: None,
         }
     }
 }

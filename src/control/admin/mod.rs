@@ -4,5 +4,6 @@
 pub mod api;
 mod capture;
 pub mod client;
+mod drain;
 pub mod query;
 pub mod server;

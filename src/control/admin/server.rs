@@ -2,8 +2,10 @@
 
 use super::api::ErrorBody;
 use super::capture::{self, CaptureBody};
+use super::drain;
 use super::query::{Query, QueryError};
 use crate::control::daemon::{ConnectionFilter, Daemon, PAGE, ProbeRequest, ReloadRequest};
+use crate::control::drains::owner::Peer;
 use crate::control::explain::Question;
 use crate::control::health::exchange::LIVE_PORT;
 use crate::control::metrics::{self, Compat};
@@ -201,9 +203,16 @@ async fn accept(listener: UnixListener, access: Access, daemon: Rc<Daemon>) {
 }
 
 async fn converse(stream: UnixStream, access: Access, daemon: Rc<Daemon>) {
+    let peer = match stream.peer_cred() {
+        Ok(credentials) => Peer { uid: credentials.uid(), pid: credentials.pid() },
+        Err(error) => {
+            tracing::warn!(%error, "who is at the admin socket is not known: it is not answered");
+            return;
+        }
+    };
     let service = service_fn(move |request| {
         let daemon = Rc::clone(&daemon);
-        async move { Ok::<_, Infallible>(answer(request, access, &daemon).await) }
+        async move { Ok::<_, Infallible>(answer(request, access, peer, &daemon).await) }
     });
     let conversation = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -214,8 +223,13 @@ async fn converse(stream: UnixStream, access: Access, daemon: Rc<Daemon>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, access: Access, daemon: &Rc<Daemon>) -> Response<Body> {
-    match route(&request, access, daemon).await {
+async fn answer(
+    request: Request<Incoming>,
+    access: Access,
+    peer: Peer,
+    daemon: &Rc<Daemon>,
+) -> Response<Body> {
+    match route(&request, access, peer, daemon).await {
         Ok(response) => response,
         Err(refusal) => json(refusal.status, &refusal.body),
     }
@@ -224,11 +238,12 @@ async fn answer(request: Request<Incoming>, access: Access, daemon: &Rc<Daemon>)
 async fn route(
     request: &Request<Incoming>,
     access: Access,
+    peer: Peer,
     daemon: &Rc<Daemon>,
 ) -> Result<Response<Body>, Refusal> {
     let query = request.uri().query().unwrap_or_default();
     let path = request.uri().path();
-    let changes = matches!(path, "/v1/reload" | "/v1/probe");
+    let changes = matches!(path, "/v1/reload" | "/v1/drain" | "/v1/undrain" | "/v1/probe");
     let method = if changes { Method::POST } else { Method::GET };
     if *request.method() != method {
         let said = format!("{path} takes {method}");
@@ -251,6 +266,10 @@ async fn route(
             .map(|compat| metrics(metrics::exposition(daemon.reading(), compat))),
         "/v1/reload" => return reload(query, daemon).await,
         "/v1/probe" => return probe(query, daemon).await,
+        "/v1/drain" => return drain::drain(query, peer, daemon).await.map(|done| json(ok, &done)),
+        "/v1/undrain" => {
+            return drain::undrain(query, peer, daemon).await.map(|done| json(ok, &done));
+        }
         "/v1/capture" => return capture::start(query, daemon).map(stream),
         _ => {
             let said = format!("there is no {path}; see docs/admin-api.md");

@@ -25,7 +25,7 @@ pub const MAX_REALS: usize = REAL_CAPACITY as usize / 2;
 /// VIPs in all, likewise.
 pub const MAX_VIPS: usize = VIP_CAPACITY as usize / 2;
 /// Bits behind a prefix of VIPs: as many addresses as there may be VIPs in all.
-pub(super) const MAX_VIP_HOST_BITS: u8 = 9;
+pub(in crate::control) const MAX_VIP_HOST_BITS: u8 = 9;
 const _: () = assert!(MAX_VIPS == 1 << MAX_VIP_HOST_BITS, "a prefix that can fit is allowed");
 /// Ports in one list: a longer one is better written as a range.
 pub(super) const MAX_PORT_LIST: usize = 256;
@@ -157,26 +157,26 @@ pub(super) const DEFAULT_PROBE_PORTS: (u16, u16) = (61_000, 65_535);
 pub const PROBE_PORTS: u16 = 4;
 
 /// Checks of a streak: one that a single lost packet can break is 1, and more than 100 never ends.
-pub(super) const CHECK_STREAK: RangeInclusive<u8> = 1..=100;
+pub(in crate::control) const CHECK_STREAK: RangeInclusive<u8> = 1..=100;
 /// A real server that comes back has answered once more than by chance.
 pub(super) const DEFAULT_RISE: u8 = 2;
 /// Two lost packets in a row happen on a bad day.
 pub(super) const DEFAULT_FALL: u8 = 3;
 
-pub(super) const CHECK_INTERVAL: DurationBounds = DurationBounds {
+pub(in crate::control) const CHECK_INTERVAL: DurationBounds = DurationBounds {
     default: seconds(2),
     least: Duration::from_millis(100),
     most: seconds(3600),
     reason: "ten connections a second are a load of their own, and an hour is no check",
 };
-pub(super) const CHECK_TIMEOUT: DurationBounds = DurationBounds {
+pub(in crate::control) const CHECK_TIMEOUT: DurationBounds = DurationBounds {
     // A SYN that is lost is sent again after a second; whoever waits longer waits for two.
     default: seconds(1),
     least: Duration::from_millis(10),
     most: seconds(60),
     reason: "an answer takes a round trip to the real server and back at least",
 };
-pub(super) const CHECK_DOWN_INTERVAL: DurationBounds = DurationBounds {
+pub(in crate::control) const CHECK_DOWN_INTERVAL: DurationBounds = DurationBounds {
     default: seconds(5),
     least: Duration::from_millis(100),
     most: seconds(3600),

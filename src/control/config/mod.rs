@@ -22,13 +22,14 @@ mod types;
 pub use error::{ConfigErrors, Problem, RenderStyle};
 pub use hash::{ConfigHash, config_hash, services_hash};
 pub use hash_key::{HashKeyError, HashKeyOrigin, LoadedKey};
+pub(super) use limits::{
+    CHECK_DOWN_INTERVAL, CHECK_INTERVAL, CHECK_STREAK, CHECK_TIMEOUT, DEFAULT_TAP, DurationBounds,
+    MAX_CONFIG_BYTES, MAX_VIP_HOST_BITS, PERSISTENCE, TCP_ESTABLISHED, TCP_FIN, THRESHOLD, UDP,
+    WEIGHT,
+};
 pub use limits::{
     DEFAULT_CONFIG_PATH, DEFAULT_SOCKET, DEFAULT_STATE_DIR, MAX_REALS, MAX_SERVICES, MAX_VIPS,
     MAX_WORKERS, PROBE_PORTS,
-};
-pub(super) use limits::{
-    DEFAULT_TAP, DurationBounds, MAX_CONFIG_BYTES, PERSISTENCE, TCP_ESTABLISHED, TCP_FIN,
-    THRESHOLD, UDP, WEIGHT,
 };
 pub use tunnel::{RealTunnel, TunnelKind};
 pub use types::{

@@ -6,7 +6,7 @@ use crate::dataplane::scheduler::SchedulerFlag;
 pub use crate::dataplane::scheduler::SchedulerKind as Scheduler;
 use crate::dataplane::scheduler::table::table_size;
 pub use crate::dataplane::vip_prefix::VipPrefix;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -326,7 +326,7 @@ pub struct Persistence {
 }
 
 /// What a service takes of new flows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceLimits {
     /// New flows of everybody.
     pub total: Option<NewFlows>,
@@ -337,7 +337,7 @@ pub struct ServiceLimits {
 }
 
 /// A rate of new flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewFlows {
     /// So many a second in the long run.
     pub per_second: u32,
@@ -346,7 +346,7 @@ pub struct NewFlows {
 }
 
 /// A rate of new flows of each client.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientLimit {
     /// The rate.
     pub new: NewFlows,
@@ -357,7 +357,9 @@ pub struct ClientLimit {
 }
 
 impl ServiceLimits {
-    fn is_none(&self) -> bool {
+    /// Whether it takes all that come.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
         *self == Self::default()
     }
 }

@@ -5,6 +5,7 @@
 
 mod announce;
 mod checks;
+mod drains;
 mod host_entry;
 mod host_upkeep;
 mod probe;
@@ -12,8 +13,10 @@ mod start;
 mod state;
 mod update;
 mod views;
+mod watchdog;
 mod workers;
 
+pub use drains::DrainError;
 pub use probe::{ProbeError, ProbeRequest};
 pub use start::StartError;
 pub use update::{ReloadError, ReloadRequest};
@@ -42,6 +45,7 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
+use watchdog::Watchdog;
 use workers::{End, Heard, Threads, Workers};
 
 /// How often events of the worker are taken and timers looked at. The worker's event queue holds
@@ -56,6 +60,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// A worker says that it lives every 50 ms. After so many ticks of this thread without a word it is
 /// stuck. Ticks, not time: a host that was suspended wakes both, in any order.
 const SILENT_TICKS: u32 = 50;
+/// A worker that was heard within so many ticks lives, as far as others are told.
+const LATELY_TICKS: u32 = 10;
 /// How long a change that is under way may take to end when the director stops. Its longest step is
 /// `nft`, which is given less.
 const CHANGE_ENDS: Duration = Duration::from_secs(25);
@@ -81,7 +87,9 @@ pub enum DaemonError {
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
     /// What looks after the host is gone.
-    #[error("the upkeep of the host, or the health checks, have panicked")]
+    #[error(
+        "the upkeep of the host, the health checks or the count of drained sessions has panicked"
+    )]
     Upkeep,
     /// Signals cannot be received.
     #[error("cannot receive signals: {0}")]
@@ -144,11 +152,13 @@ pub async fn run(config_path: PathBuf, config: Config) -> Result<(), DaemonError
     let Started { mut threads, watch, .. } = started;
     let keeping = host_upkeep::keep_in_step(Rc::clone(&daemon), watch);
     let checking = checks::check_real_servers(Rc::clone(&daemon));
-    // One task, so that neither goes on without the other.
+    let counting = drains::count_sessions(Rc::clone(&daemon));
+    // One task, so that none goes on without the others.
     let upkeep = runtime::spawn(async move {
         tokio::select! {
             end = keeping => end,
             () = checking => Ok(()),
+            () = counting => Ok(()),
         }
     });
     runtime::spawn(announce::keep_announced(Rc::clone(&daemon)));
@@ -210,6 +220,7 @@ async fn serve(
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut heard = Heard::new(&daemon.workers);
+    let mut watchdog = Watchdog::asked_for();
     loop {
         tokio::select! {
             _ = signals.terminate.recv() => return Ok(()),
@@ -228,6 +239,7 @@ async fn serve(
             },
             _ = tick.tick() => {
                 daemon.tick_and_listen(&mut heard)?;
+                watchdog.tell(&heard, now());
             }
         }
     }

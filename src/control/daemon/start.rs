@@ -3,6 +3,7 @@
 //! The TAP and the worker come first, routes and firewall rules last, so that no packet is led
 //! here before somebody takes it.
 
+use super::drains::Draining;
 use super::state::State;
 use super::workers::FlowTables;
 use super::{Daemon, Started, now, workers};
@@ -19,6 +20,7 @@ use crate::control::finding::Finding;
 use crate::control::flow_region::{Before, FlowRegion, FlowRegionError};
 use crate::control::health::Board;
 use crate::control::host;
+use crate::control::making_room::LetGo;
 use crate::control::metrics::listener;
 use crate::control::netlink::links::Link;
 use crate::control::netlink::watch::HostWatch;
@@ -195,6 +197,8 @@ struct Inherited {
     persistence: PersistenceTable<&'static [Entry]>,
     /// Flows taken over.
     adopted: u64,
+    /// What had to go for the configuration, if anything.
+    let_go: Option<Finding>,
 }
 
 /// Takes over ids, flows and persistence from the region.
@@ -207,11 +211,25 @@ fn inherit(
 ) -> Result<Inherited, StartError> {
     let (reals, vips) = region.directories();
     let mut world = World::new(reals, vips, key);
-    world.enter(config, counters)?;
     let before = region.before.take();
     let before_flows = before.as_ref();
+    let there = before_flows.map_or(&region.flows, |before| &before.flows);
+    let let_go = LetGo::beside(&world, config, there, now());
+    if let Some(finding) = let_go.finding() {
+        tracing::warn!(help = finding.help, "{}", finding.message);
+    }
+    // What names the ids goes before the ids do.
+    let_go.end_flows(&region.flows);
+    let known = |real| world.reals.get(real).is_some() && !let_go.has_real(real);
+    let (mut persistence, _) = PersistenceTable::adopt(region.persistence, seed()?, now(), known);
+    if let Some(before) = &before {
+        persistence.import(before.persistence, now(), known);
+    }
+    let_go.free(&mut world);
+    world.enter(config, counters)?;
+    let adoption = (config, &let_go);
     let (flows, report) =
-        adopt_flows(&region.flows, before_flows, &mut world, config, steering, counters)?;
+        adopt_flows(&region.flows, before_flows, &mut world, adoption, steering, counters)?;
     tracing::info!(
         region = region.origin,
         adopted = report.adopted,
@@ -219,12 +237,8 @@ fn inherit(
         unknown_target = report.unknown_target,
         "flow table"
     );
-    let known = |real| world.reals.get(real).is_some();
-    let (mut persistence, _) = PersistenceTable::adopt(region.persistence, seed()?, now(), known);
-    if let Some(before) = &before {
-        persistence.import(before.persistence, now(), known);
-    }
-    Ok(Inherited { world, flows, persistence, adopted: u64::from(report.adopted) })
+    let (adopted, let_go) = (u64::from(report.adopted), let_go.finding());
+    Ok(Inherited { world, flows, persistence, adopted, let_go })
 }
 
 /// The state a director begins with, after a first look at the host.
@@ -235,8 +249,9 @@ async fn first_state(
     client: &Link,
     netlink: &Netlink,
 ) -> Result<(State, FlowTables), StartError> {
-    let Inherited { world, flows, persistence, .. } = inherited;
+    let Inherited { world, flows, persistence, let_go, .. } = inherited;
     let answers = answers_there(&config);
+    let (draining_reals, findings) = Draining::inherit(&config);
     let state = State {
         survey: netlink.survey(&world.wanted_paths(&config)).await?,
         world,
@@ -258,13 +273,14 @@ async fn first_state(
         kept: HashSet::new(),
         groups: None,
         draining: HashMap::new(),
-        findings: Vec::new(),
+        findings: findings.into_iter().chain(let_go).collect(),
         seen: Vec::new(),
         rules: None,
         host_due: true,
         client_mac: client.mac.filter(|_| answers),
         client_index: client.index,
         health: Board::new(seed()?[0]),
+        draining_reals,
         in_change: true,
         entering: false,
         config,
@@ -339,7 +355,7 @@ fn adopt_flows(
     areas: &[&'static [Slot]],
     before: Option<&Before>,
     world: &mut World<&'static [Entry]>,
-    config: &Config,
+    (config, let_go): (&Config, &LetGo),
     steering: Steering,
     counters: &AllCounters,
 ) -> Result<(FlowTables, AdoptionReport), StartError> {
@@ -353,7 +369,10 @@ fn adopt_flows(
             steering.owner(&Tuple { client: &key.client, client_port, vip, vip_port, protocol })
         })
     };
-    let mut resolve = |flow: &_| world.adopt_flow(config, flow, counters);
+    // Their ids may be another's by now.
+    let mut resolve = |flow: &FlowRecord| {
+        if let_go.has(flow) { None } else { world.adopt_flow(config, flow, counters) }
+    };
     let mut whole = AdoptionReport::default();
     let mut tables = Vec::new();
     for (number, slots) in (0..).zip(areas) {
@@ -430,4 +449,156 @@ pub(super) fn open_path(target: &PathTarget) -> Result<OpenEgress, EgressError> 
         }
     };
     OpenEgress::open(&target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::build::{real_identity, vip_identity};
+    use crate::control::config::RealTunnel;
+    use crate::control::config::parse;
+    use crate::dataplane::conntrack::{NewFlow, Observation, Timeouts};
+    use crate::dataplane::ids::{DestinationId, RealId};
+    use crate::dataplane::packet::{self, protocol};
+    use crate::dataplane::region::{Kept, VIP_CAPACITY};
+    use std::net::IpAddr;
+    use std::path::Path;
+
+    /// VIPs with two flows; the others have one.
+    const BUSY: u32 = 100;
+
+    fn config(directory: &Path, max_connections: u32) -> Config {
+        let text = format!(
+            "[director]\ninterface = \"eth0\"\nstate_dir = \"{}\"\nmax_connections = {max_connections}\n\
+             [[service]]\nname = \"new\"\nvip = \"10.9.0.0/24\"\nport = 80\n\
+             [[service.real]]\naddress = \"10.7.0.1\"\n\
+             [[service]]\nname = \"old\"\nvip = \"10.8.1.0\"\nport = 80\n\
+             [[service.real]]\naddress = \"10.6.0.0\"\n",
+            directory.display()
+        );
+        parse(&text, "t").unwrap()
+    }
+
+    fn numbered(prefix: u8, number: u32) -> IpAddr {
+        let [_, _, high, low] = number.to_be_bytes();
+        IpAddr::from([10, prefix, high, low])
+    }
+
+    /// A region whose directories are full: VIPs 10.8.x.x and real servers 10.6.x.x, with flows of all
+    /// VIPs to the first real server.
+    fn fill(config: &Config) {
+        let mut region =
+            FlowRegion::open(&config.director.state_dir, &host::geometry(config)).unwrap();
+        for (number, entry) in (0..).zip(region.reals) {
+            real_identity(numbered(6, number), RealTunnel::Ipip).write(entry);
+        }
+        for (number, entry) in (0..).zip(region.vips) {
+            vip_identity(numbered(8, number)).write(entry);
+        }
+        let mut table = FlowTable::new(region.flows[0], [1; 4]);
+        for number in 0..VIP_CAPACITY {
+            for client_port in [40_000, 40_001].into_iter().take(if number < BUSY { 2 } else { 1 })
+            {
+                let key = FlowKey {
+                    client: packet::address(numbered(1, number)),
+                    client_port,
+                    vip: VipId(number),
+                    vip_port: 80,
+                    protocol: protocol::UDP,
+                };
+                let (real, destination) = (RealId(0), DestinationId(0));
+                let flow = NewFlow { key, real, destination, rederived: false };
+                let seen = Observation::Datagram;
+                let _ = table.insert(now(), &flow, &Timeouts::default(), &seen).unwrap();
+            }
+        }
+        region.placement.publish().unwrap();
+    }
+
+    /// The clients and VIPs of a region's flows.
+    fn flows(region: &FlowRegion, vips: &HashMap<VipId, IpAddr>) -> BTreeSet<(IpAddr, IpAddr)> {
+        let read = |slot: &Slot| slot.read().ok().flatten();
+        let flows = region.flows.iter().copied().flatten().filter_map(read);
+        flows.map(|flow| (packet::ip_addr(&flow.key.client), vips[&flow.key.vip])).collect()
+    }
+
+    #[test]
+    fn what_drains_gives_way_to_what_the_configuration_names() {
+        // As it is, and in another size.
+        for size in [4096, 8192] {
+            let directory = tempfile::tempdir().unwrap();
+            fill(&config(directory.path(), 4096));
+            let config = config(directory.path(), size);
+            let mut region =
+                FlowRegion::open(&config.director.state_dir, &host::geometry(&config)).unwrap();
+            assert_eq!(region.before.is_some(), size != 4096);
+            let counters = AllCounters::new(DESTINATION_CAPACITY, 1);
+            let steering = workers::steering(1, region.info.origin.cookie_secret);
+            let inherited =
+                inherit(&mut region, &config, HashKey::DEFAULT, steering, &counters).unwrap();
+            let Inherited { world, adopted, let_go, .. } = inherited;
+            // The 256 new VIPs take the place of as many; 10.8.1.0 is the configuration's.
+            let said = let_go.unwrap().message;
+            let right = "256 VIPs and 1 real servers of earlier configurations were let go at the \
+                         start, with 256 connections";
+            assert_eq!(said, right);
+            assert_eq!(adopted, u64::from(VIP_CAPACITY + BUSY - 256));
+            let vips: HashMap<VipId, IpAddr> = world
+                .vips
+                .iter()
+                .map(|(id, identity)| (id, packet::ip_addr(&identity.address)))
+                .collect();
+            let here: BTreeSet<IpAddr> = vips.values().copied().collect();
+            for service in &config.services {
+                assert!(service.vip.addresses().all(|vip| here.contains(&vip)), "{}", service.vip);
+            }
+            assert!((0..BUSY).all(|number| here.contains(&numbered(8, number))));
+            // None is taken for that of a VIP which has its id now.
+            for (client, vip) in flows(&region, &vips) {
+                let (IpAddr::V4(client), IpAddr::V4(vip)) = (client, vip) else { panic!() };
+                assert_eq!(client.octets()[2..], vip.octets()[2..]);
+                assert_eq!(vip.octets()[1], 8, "a new one has none");
+            }
+        }
+    }
+
+    /// A process that is killed before it has adopted the flows leaves none that names an id which is
+    /// another's by then.
+    #[test]
+    fn flows_go_before_their_ids_do() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), 4096);
+        fill(&config);
+        let region =
+            FlowRegion::open(&config.director.state_dir, &host::geometry(&config)).unwrap();
+        let (reals, vips) = region.directories();
+        let mut world = World::new(reals, vips, HashKey::DEFAULT);
+        let let_go = LetGo::beside(&world, &config, &region.flows, now());
+        let known = |world: &World<&'static [Entry]>| {
+            let read = |slot: &Slot| slot.read().ok().flatten();
+            let flows = region.flows.iter().copied().flatten().filter_map(read);
+            flows.map(|flow| world.vips.get(flow.key.vip).is_some()).collect::<Vec<_>>()
+        };
+        let_go.end_flows(&region.flows);
+        let_go.free(&mut world);
+        let (there, right) = (known(&world), VIP_CAPACITY + BUSY - 256);
+        assert!(there.iter().all(|known| *known), "a flow names an id that is free");
+        assert_eq!(there.len(), right as usize);
+    }
+
+    #[test]
+    fn nothing_goes_where_there_is_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = config(directory.path(), 4096);
+        for adopted in [0, 0] {
+            let mut region =
+                FlowRegion::open(&config.director.state_dir, &host::geometry(&config)).unwrap();
+            let counters = AllCounters::new(DESTINATION_CAPACITY, 1);
+            let steering = workers::steering(1, region.info.origin.cookie_secret);
+            let inherited =
+                inherit(&mut region, &config, HashKey::DEFAULT, steering, &counters).unwrap();
+            region.placement.publish().unwrap();
+            assert_eq!((inherited.adopted, inherited.let_go), (adopted, None));
+        }
+    }
 }

@@ -9,6 +9,7 @@ use super::super::health::{self, Board};
 use super::super::host;
 use super::super::netlink::egress::Survey;
 use super::super::netlink::neighbours::NeighbourKey;
+use super::drains::Draining;
 use crate::dataplane::ids::{DestinationId, RealId};
 use crate::dataplane::packet::{self, Address};
 use crate::dataplane::persistence::PersistenceTable;
@@ -64,6 +65,8 @@ pub(super) struct State {
     pub(super) client_index: u32,
     /// What checks know of real servers.
     pub(super) health: Board,
+    /// Real servers that operators keep from new flows.
+    pub(super) draining_reals: Draining,
     /// Whether a change has begun that is yet to be told as a whole: nothing is told in between.
     pub(super) in_change: bool,
     /// Whether a configuration is being put in force, which the host may yet refuse: until then checks
@@ -89,7 +92,7 @@ impl State {
             )
         });
         let no_way = self.survey.paths.iter().filter_map(host::no_way);
-        let unserved = health::without_server(&self.config, &self.snapshot.services);
+        let unserved = health::without_server(&self.config, &self.snapshot.services, &self.health);
         self.seen.iter().cloned().chain(unopened).chain(no_way).chain(unserved).collect()
     }
 

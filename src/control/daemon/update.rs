@@ -145,12 +145,15 @@ pub(super) fn plan(
     }
     state.unopened = unopened;
     let around = Surroundings {
+        // As many as the configuration can mean.
+        workers: u16::try_from(workers).unwrap_or(u16::MAX),
         survey: &state.survey,
         tap_mac: tap.peer_mac(),
         client_mac: state.client_mac,
         cookies: state.cookies,
         counters: counters.destinations(),
         health: &state.health,
+        drains: state.draining_reals.drains(),
     };
     let previous = Arc::clone(&state.snapshot);
     let mut snapshot = state.world.snapshot(
@@ -295,6 +298,11 @@ impl Daemon {
         if request.now {
             changes.extend(cuts(&state, &self.counters));
         }
+        changes.extend(state.draining_reals.drains().leaving(new).map(|(key, drain)| Change {
+            what: format!("the drain of {key}, by {}", drain.owner),
+            effect: "is dropped: the configuration does not have it any more".to_owned(),
+            connections: 0,
+        }));
         Ok(Reloaded {
             applied: false,
             old_hash: config_hash(&state.config).to_string(),
@@ -323,6 +331,7 @@ impl Daemon {
             return Err(error);
         }
         self.mark_draining();
+        self.drop_drains_of_those_gone();
         if request.now {
             // Only now: a configuration that is not taken cuts nothing.
             let mut state = self.state.borrow_mut();

@@ -1,13 +1,15 @@
 //! What a running director shows of itself.
 
 use super::state::State;
-use super::{Daemon, now};
+use super::{Daemon, drains, now};
 use crate::control::admin::api::{
-    ConnectionView, Connections, Drop, Drops, Explained, FlowsView, OwnedFinding, RealView,
-    ServiceView, Services, Status, Unhealthy, VipView,
+    ConnectionView, Connections, DrainedReal, Drop, Drops, Explained, FlowsView, OwnedFinding,
+    RealView, ServiceView, Services, Status, Unhealthy, VipView,
 };
 use crate::control::announcement::Announcement;
-use crate::control::config::{Real, RealTunnel, Service, VipPrefix, config_hash, services_hash};
+use crate::control::config::{
+    Real, RealTunnel, Service, ServiceLimits, VipPrefix, config_hash, services_hash,
+};
 use crate::control::destinations::Known;
 use crate::control::explain::{self, Live, Question};
 use crate::control::finding::{self, Severity};
@@ -74,7 +76,8 @@ impl Daemon {
         }
         let mut warnings = state.config.warnings();
         let conditions = state.conditions();
-        let seen = state.findings.iter().chain(&conditions);
+        let drained = state.draining_reals.drains().findings(&state.config);
+        let seen = state.findings.iter().chain(&conditions).chain(&drained);
         warnings.extend(seen.filter(|f| f.severity != Severity::Note).cloned());
         let workers = self.workers.views();
         let mut io = IoCounters::default();
@@ -121,7 +124,9 @@ impl Daemon {
         let state = self.state.borrow();
         let config = state.config.warnings().len() as u64;
         let mut findings = vec![(Seen::Config, Severity::Warning, config)];
-        for (seen, found) in [(Seen::Start, &state.findings), (Seen::Now, &state.conditions())] {
+        let mut now = state.conditions();
+        now.extend(state.draining_reals.drains().findings(&state.config));
+        for (seen, found) in [(Seen::Start, &state.findings), (Seen::Now, &now)] {
             for severity in [Severity::Error, Severity::Warning] {
                 findings.push((seen, severity, finding::count(found, severity) as u64));
             }
@@ -160,6 +165,7 @@ impl Daemon {
                 one_packet: service.one_packet,
                 table_size: service.table_size(),
                 persistence_seconds: service.persistence.as_ref().map(|p| p.timeout.as_secs()),
+                limits: service.limits,
                 configured: true,
                 reals,
             });
@@ -193,6 +199,7 @@ impl Daemon {
                     one_packet: false,
                     table_size: None,
                     persistence_seconds: None,
+                    limits: ServiceLimits::default(),
                     configured: false,
                     reals: vec![real],
                 }),
@@ -226,12 +233,14 @@ impl Daemon {
             state.health.view(&service.name, service.vip.address(), address, now())
         });
         let checked = health.as_ref().map_or("up", |health| health.state.as_str());
+        let drain = state.draining_reals.view(&known.key.service, address, id, drains::calendar());
         let weight = configured.map_or(0, |(_, real)| u32::from(real.weight));
         let max_connections = configured.and_then(|(_, real)| real.max_connections);
         let condition = match (known.cut, known.configured, weight) {
             (true, _, _) => "cut",
             (false, false, _) => "draining",
             (false, true, 0) => "drained",
+            (false, true, _) if drain.is_some() => "drained",
             (false, true, _) if checked != "up" => checked,
             (false, true, _)
                 if max_connections.is_some()
@@ -244,7 +253,7 @@ impl Daemon {
         Some(RealView {
             address,
             weight,
-            effective_weight: if checked == "up" { weight } else { 0 },
+            effective_weight: if checked == "up" && drain.is_none() { weight } else { 0 },
             max_connections,
             min_connections: max_connections.map(|upper| {
                 let given = configured.and_then(|(_, real)| real.min_connections);
@@ -252,6 +261,7 @@ impl Daemon {
             }),
             state: condition.to_owned(),
             health: health.clone(),
+            drain,
             counters: known.reading(&self.counters.destination(id)?),
             tunnel: way.map_or_else(|| "unknown".to_owned(), |(_, tunnel)| tunnel.to_string()),
             source: path.and_then(|p| p.sources.first().copied()),
@@ -337,6 +347,7 @@ impl Daemon {
             explained
         };
         explained.unhealthy = self.unhealthy(explained.service.as_deref());
+        explained.drained = self.drained(explained.service.as_deref());
         explained.connection = self.connection_of(question);
         explained.persisted = self.persisted(question);
         if let Some(connection) = &explained.connection
@@ -369,6 +380,22 @@ impl Daemon {
                 .then_some(Unhealthy { real: real.address, reason: health.reason })
         };
         service.reals.iter().filter_map(reason).collect()
+    }
+
+    /// Real servers of a service that operators keep from new flows.
+    fn drained(&self, service: Option<&str>) -> Vec<DrainedReal> {
+        let state = self.state.borrow();
+        let (draining, calendar) = (&state.draining_reals, drains::calendar());
+        let of = state.world.destinations.iter().filter(|(_, known)| known.configured);
+        let of = of.filter(|(_, known)| Some(known.key.service.as_str()) == service);
+        let drained = |(id, known): (DestinationId, &Known)| {
+            let real = state.world.address_of(known.key.real)?;
+            let drain = draining.view(&known.key.service, real, id, calendar)?;
+            Some(DrainedReal { real, drain })
+        };
+        let mut found: Vec<DrainedReal> = of.filter_map(drained).collect();
+        found.sort_by_key(|drained| drained.real);
+        found
     }
 
     fn connection_of(&self, question: &Question) -> Option<ConnectionView> {

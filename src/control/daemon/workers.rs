@@ -2,7 +2,7 @@
 
 use super::start::{StartError, rate_limits, seed};
 use super::state::State;
-use super::{SILENT_TICKS, now};
+use super::{LATELY_TICKS, SILENT_TICKS, now};
 use crate::control::admin::api::{FlowsView, WorkerView};
 use crate::control::cores;
 use crate::control::host::BY_THE_KERNEL;
@@ -295,6 +295,11 @@ impl Heard {
         }
         let stuck = self.0.iter().position(|(_, ticks)| *ticks > SILENT_TICKS)?;
         Some((stuck, workers.links[stuck].silence(now())))
+    }
+
+    /// Whether each of them was heard a moment ago.
+    pub(super) fn all_lately(&self) -> bool {
+        self.0.iter().all(|(_, ticks)| *ticks <= LATELY_TICKS)
     }
 }
 

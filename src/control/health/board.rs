@@ -142,6 +142,11 @@ impl Board {
         if !same_ports {
             self.deal_blocks_anew();
         }
+        for (key, tunnel, check) in
+            wanted().filter(|(key, ..)| !self.by_key.contains_key(key)).collect::<Vec<_>>()
+        {
+            self.carry_over(key, tunnel, check, now);
+        }
         for (key, tunnel, check) in wanted() {
             let id = self
                 .by_key
@@ -196,6 +201,32 @@ impl Board {
         if entry.tunnel != tunnel {
             entry.tunnel = tunnel;
             entry.pin = None;
+            entry.target.go_another_way(now);
+        }
+    }
+
+    /// What is known of a real server of a service whose name, or VIP, is another now goes over to the
+    /// new one: a renamed service goes on being checked as it was; at another VIP the next check
+    /// decides alone.
+    fn carry_over(&mut self, key: TargetKey, tunnel: RealTunnel, check: Check, now: Time) {
+        let candidates = self.entries.iter().filter_map(|(id, entry)| {
+            let since = entry.gone.filter(|_| entry.key.real == key.real)?;
+            let same_vip = entry.key.vip == key.vip && entry.target.rules().port == check.port;
+            (same_vip || entry.key.service == key.service).then_some((same_vip, since, *id))
+        });
+        let Some((same_vip, _, id)) = candidates.max() else { return };
+        let Some(entry) = self.entries.get_mut(&id) else { return };
+        if !same_vip {
+            entry.pin = None;
+            if let Some(block) = entry.block.take() {
+                self.blocks.release((entry.key.vip, entry.target.rules().port), block);
+            }
+        }
+        self.by_key.remove(&entry.key);
+        entry.key = key.clone();
+        self.by_key.insert(key, id);
+        self.keep(id, tunnel, check, now);
+        if let Some(entry) = self.entries.get_mut(&id).filter(|_| !same_vip) {
             entry.target.go_another_way(now);
         }
     }
@@ -267,6 +298,14 @@ impl Board {
                 Some(State::Up) | None => {}
             }
         }
+    }
+
+    /// Whether a target is checked and no check of it has ended yet.
+    #[must_use]
+    pub fn awaits_first_check(&self, service: &str, vip: IpAddr, real: IpAddr) -> bool {
+        let awaits =
+            |target: &Target| target.state() == State::Unchecked && target.last().is_none();
+        self.find(service, vip, real).is_some_and(awaits)
     }
 
     fn find(&self, service: &str, vip: IpAddr, real: IpAddr) -> Option<&Target> {
@@ -750,6 +789,99 @@ mod tests {
         tell(&mut board, seconds(20));
         let (started, changes) = pass(&mut board, seconds(20), seconds(23), |_| timeout());
         assert!(started >= 2 && changes.is_empty(), "they have ports: {started} {changes:?}");
+    }
+
+    #[test]
+    fn a_service_with_another_name_or_vip_keeps_what_is_known() {
+        let reals = ["\"10.0.0.1\"", "\"10.0.0.2\""];
+        let known = one("", CHECK, &reals);
+        let change = |from: &str, to: &str| {
+            let text = TEXT.replace(from, to);
+            config(&text)
+        };
+        let of = |config: &Config| {
+            let mut config = config.clone();
+            config.services.retain(|service| service.ports.to_string() == "5432");
+            config
+        };
+        let renamed = of(&change("name = \"db\"", "name = \"orders\""));
+        let moved = of(&change("192.0.2.1", "192.0.2.9"));
+        let both =
+            of(&change("name = \"db\"\nvip = \"192.0.2.1\"", "name = \"x\"\nvip = \"192.0.2.9\""));
+        let elsewhere = of(&change(
+            "port = 5432\ncheck = { kind = \"tcp\" }",
+            "port = 5432\ncheck = { kind = \"tcp\", port = 1 }",
+        ));
+        let elsewhere = {
+            let mut config = elsewhere;
+            config.services[0].name = "other".to_owned();
+            config
+        };
+        // The first real server is up, the second down.
+        let outcome = |start: &Start| {
+            if start.from.port() < 61_004 { Ok(Duration::ZERO) } else { timeout() }
+        };
+        let begun = || {
+            let mut board = Board::new(5);
+            board.configure(&known, seconds(0));
+            tell(&mut board, seconds(0));
+            pass(&mut board, seconds(0), seconds(20), outcome);
+            assert_eq!(states(&board, &known), [State::Up, State::Down]);
+            board
+        };
+        let anew = [State::Unchecked; 2];
+        for (what, other, expected) in [
+            ("name", &renamed, [State::Up, State::Down]),
+            ("VIP", &moved, [State::Up, State::Down]),
+            ("both", &both, anew),
+            ("name and port", &elsewhere, anew),
+        ] {
+            let mut board = begun();
+            board.configure(other, seconds(20));
+            assert_eq!(states(&board, other), expected, "{what}");
+            // A reload that is rolled back.
+            board.configure(&known, seconds(20));
+            assert_eq!(states(&board, &known), [State::Up, State::Down], "{what}, back");
+        }
+        // Renamed, it takes as many failures as ever; elsewhere the first decides.
+        for (other, failures) in [(&renamed, 3), (&moved, 1)] {
+            let mut board = begun();
+            board.configure(other, seconds(20));
+            tell(&mut board, seconds(20));
+            let failed = std::cell::Cell::new(0);
+            let mut now = seconds(20);
+            while states(&board, other)[0] == State::Up {
+                assert!(now < seconds(40), "{failures}");
+                let next = now + Duration::from_millis(10);
+                pass(&mut board, now, next, |start| {
+                    assert_eq!(start.to.ip(), other.services[0].vip.address());
+                    if start.from.port() < 61_004 {
+                        failed.set(failed.get() + 1);
+                    }
+                    timeout()
+                });
+                now = next;
+            }
+            assert_eq!(failed.get(), failures);
+        }
+        // Two services that trade names are two others still.
+        let two = config(TEXT);
+        let traded = config(
+            &TEXT
+                .replace("\"db\"", "\"t\"")
+                .replace("\"log\"", "\"db\"")
+                .replace("\"t\"", "\"log\""),
+        );
+        let mut board = Board::new(5);
+        board.configure(&two, seconds(0));
+        tell(&mut board, seconds(0));
+        pass(&mut board, seconds(0), seconds(20), |_| Ok(Duration::ZERO));
+        board.configure(&traded, seconds(20));
+        let known = states(&board, &traded);
+        assert_eq!(known.len(), 3);
+        assert!(known.contains(&State::Up), "{known:?}");
+        let ids: BTreeSet<u64> = board.by_key.values().copied().collect();
+        assert_eq!(ids.len(), board.by_key.len(), "no two share what is known");
     }
 
     #[test]

@@ -1,18 +1,21 @@
 //! Whether services can serve, by weights and checks.
 
+use super::Board;
 use crate::control::config::Config;
 use crate::control::finding::Finding;
 use crate::dataplane::scheduler::Member;
-use crate::dataplane::service::ServiceTable;
+use crate::dataplane::service::{Service, ServiceTable};
 
 /// Services that checks have left without a real server, or not given one yet.
-pub fn without_server(config: &Config, services: &ServiceTable) -> Vec<Finding> {
+pub fn without_server(config: &Config, services: &ServiceTable, board: &Board) -> Vec<Finding> {
     let checked = |name: &str| {
         config.services.iter().any(|service| service.name == name && service.check.is_some())
     };
-    // Down, or not checked yet; of those that would take new flows otherwise.
-    let waits = |member: &Member| {
-        member.weight > 0 && !member.draining && (member.down || member.effective_weight == 0)
+    // Nothing has failed: the first checks have not ended yet.
+    let is_first = |service: &Service| {
+        let vip = service.prefix.address();
+        let mut waiting = service.members.iter().filter(|member| waits(member));
+        waiting.all(|member| board.awaits_first_check(&service.name, vip, member.address))
     };
     services
         .services()
@@ -21,13 +24,21 @@ pub fn without_server(config: &Config, services: &ServiceTable) -> Vec<Finding> 
         .filter(|service| service.members.iter().any(waits))
         .filter(|service| checked(&service.name))
         .map(|service| {
-            Finding::error(
-                format!("service {}: no real server is up", service.name),
-                "new connections are dropped as no_real_server until a check succeeds; those there are \
-                 go on:\nadit list --health",
-            )
+            let help = "new connections are dropped as no_real_server until a check succeeds; those \
+                        there are go on:\nadit list --health";
+            let name = &service.name;
+            if is_first(service) {
+                Finding::warning(format!("service {name}: its first checks are still running"), help)
+            } else {
+                Finding::error(format!("service {name}: no real server is up"), help)
+            }
         })
         .collect()
+}
+
+/// Whether a real server is down, or not checked yet, and would take new flows otherwise.
+fn waits(member: &Member) -> bool {
+    member.weight > 0 && !member.draining && (member.down || member.effective_weight == 0)
 }
 
 #[cfg(test)]
@@ -35,7 +46,9 @@ mod tests {
     use super::*;
     use crate::control::config::parse;
     use crate::control::explain::offline_snapshot;
+    use crate::control::finding::Severity;
     use crate::control::health::Board;
+    use crate::control::health::target::{Failure, Step};
     use crate::dataplane::hash::HashKey;
     use crate::dataplane::service::ServiceTable;
     use crate::dataplane::time::Time;
@@ -61,7 +74,7 @@ mod tests {
         ] {
             let mut table = offline_snapshot(&config, HashKey::DEFAULT).unwrap().services;
             table = with_down(table, &config, &down);
-            let found = without_server(&config, &table);
+            let found = without_server(&config, &table, &Board::default());
             let found: Vec<&str> = found.iter().map(|finding| finding.message.as_str()).collect();
             assert_eq!(found, said, "{down:?}");
         }
@@ -81,10 +94,20 @@ mod tests {
         board.configure(&config, Time(0));
         let source: IpAddr = [10, 0, 0, 254].into();
         board.told(&(1..=2).map(|target| (target, source)).collect(), Time(0));
-        for (at, said) in [(0, vec!["service a: no real server is up"]), (1, vec![])] {
-            if at == 1 {
-                for start in board.due(Time(1_000_000_000), |_| true).0 {
-                    board.finished(Time(1_000_000_000), start.target, Ok(Duration::ZERO));
+        let failed = |step| Err(Failure { step, what: "no".to_owned() });
+        let error = Severity::Error;
+        // What the checks find that begin then; one that could not begin decides nothing.
+        for (at, outcome, said) in [
+            (0, None, vec![(Severity::Warning, "service a: its first checks are still running")]),
+            (1, Some(failed(Step::Local)), vec![(error, "service a: no real server is up")]),
+            (9, Some(failed(Step::Timeout)), vec![(error, "service a: no real server is up")]),
+            (90, Some(Ok(Duration::ZERO)), vec![(error, "service a: no real server is up")]),
+            (99, Some(Ok(Duration::ZERO)), vec![]),
+        ] {
+            let now = Time(at * 1_000_000_000);
+            if let Some(outcome) = outcome {
+                for start in board.due(now, |_| true).0 {
+                    board.finished(now, start.target, outcome.clone());
                 }
             }
             for (service, configured) in services.iter_mut().zip(&config.services) {
@@ -94,8 +117,9 @@ mod tests {
                 board.judge(configured, &mut service.members);
             }
             let table = ServiceTable::new(services);
-            let found = without_server(&config, &table);
-            let found: Vec<&str> = found.iter().map(|finding| finding.message.as_str()).collect();
+            let found = without_server(&config, &table, &board);
+            let found: Vec<(Severity, &str)> =
+                found.iter().map(|finding| (finding.severity, finding.message.as_str())).collect();
             assert_eq!(found, said, "{at}");
             services = table.into_services();
         }

@@ -42,6 +42,7 @@ pub fn judge(config: &Config, facts: &HostFacts) -> Vec<Finding> {
         Capture::Bridge => {}
     }
     firewalls(config, facts, &mut findings);
+    processors(config, facts, &mut findings);
     memory(config, facts, &mut findings);
     vips(config, facts, &mut findings);
     announcement(config, facts, &mut findings);
@@ -248,11 +249,24 @@ fn firewalls(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
             "run check as root to have them looked at",
         ));
     }
+    findings.extend(refusing_chains(config, facts).into_iter().map(|(finding, _)| finding));
+}
+
+/// The accept rules that a director needs and other people's chains seem not to have, as commands.
+#[must_use]
+pub fn missing_accepts(config: &Config, facts: &HostFacts) -> Vec<String> {
+    refusing_chains(config, facts).into_iter().flat_map(|(_, rules)| rules).collect()
+}
+
+/// What is to be said of each chain that seems to drop a director's packets, and the commands that
+/// mend it.
+fn refusing_chains(config: &Config, facts: &HostFacts) -> Vec<(Finding, Vec<String>)> {
     let tap = &config.director.tap;
     let vips = config.vips();
     // As nft prints them in JSON and iptables in its own form.
     let mut words = vec![format!("\"{tap}\""), format!(" {tap} ")];
     words.extend(vips.iter().map(|vip| vip.address().to_string()));
+    let mut found = Vec::new();
     for chain in facts.chains.iter().chain(&facts.legacy_forward) {
         let finding = match chain.hook {
             Hook::Forward if config.director.capture == Capture::Route => {
@@ -261,32 +275,36 @@ fn firewalls(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
             Hook::Forward => None,
             Hook::Output => output_rules(config, facts, chain),
         };
-        findings.extend(finding);
+        found.extend(finding);
     }
+    found
 }
 
-fn forward_rules(config: &Config, chain: &HookChain) -> Finding {
+fn forward_rules(config: &Config, chain: &HookChain) -> (Finding, Vec<String>) {
     let (tap, interface) = (&config.director.tap, &config.director.interface);
     let rules = if let Some(program) = chain.name.strip_suffix(" FORWARD") {
-        format!(
-            "{program} -I FORWARD -i {interface} -o {tap} -j ACCEPT\n\
-             {program} -I FORWARD -i {tap} -o {interface} -j ACCEPT"
-        )
+        vec![
+            format!("{program} -I FORWARD -i {interface} -o {tap} -j ACCEPT"),
+            format!("{program} -I FORWARD -i {tap} -o {interface} -j ACCEPT"),
+        ]
     } else {
         // iptables-nft shows up here too; nft can add to its chains as well.
-        format!(
-            "nft insert rule {0} iifname \"{interface}\" oifname \"{tap}\" accept\n\
-             nft insert rule {0} iifname \"{tap}\" oifname \"{interface}\" accept",
-            chain.name
-        )
+        let insert = format!("nft insert rule {}", chain.name);
+        vec![
+            format!("{insert} iifname \"{interface}\" oifname \"{tap}\" accept"),
+            format!("{insert} iifname \"{tap}\" oifname \"{interface}\" accept"),
+        ]
     };
-    Finding::error(
+    let finding = Finding::error(
         format!("the firewall chain {} drops what it does not accept", chain.name),
         format!(
             "clients' packets to VIPs, and Adit's answers to them, are forwarded between \
-             {interface} and {tap}, and no rule seems to accept them:\n{rules}"
+             {interface} and {tap}, and no rule seems to accept them:\n{}\n`adit firewall open` \
+             does it",
+            rules.join("\n")
         ),
-    )
+    );
+    (finding, rules)
 }
 
 /// A kind of outer packet, in the words of firewalls.
@@ -337,7 +355,11 @@ fn outer_kinds(config: &Config) -> Vec<OuterKind> {
 }
 
 /// Outer packets pass the output hook where the kernel routes them; directly sent ones do not.
-fn output_rules(config: &Config, facts: &HostFacts, chain: &HookChain) -> Option<Finding> {
+fn output_rules(
+    config: &Config,
+    facts: &HostFacts,
+    chain: &HookChain,
+) -> Option<(Finding, Vec<String>)> {
     let missing =
         outer_kinds(config).into_iter().filter(|kind| !chain.seems_to_accept(&kind.words));
     let rule = |kind: OuterKind| {
@@ -352,7 +374,6 @@ fn output_rules(config: &Config, facts: &HostFacts, chain: &HookChain) -> Option
     if rules.is_empty() {
         return None;
     }
-    let rules = rules.join("\n");
     let routed =
         facts.survey.paths.iter().any(
             |p| matches!(p.egress, Egress::Kernel(reason) if reason != KernelReason::Unresolved),
@@ -360,9 +381,25 @@ fn output_rules(config: &Config, facts: &HostFacts, chain: &HookChain) -> Option
     let message = format!("the firewall chain {} may drop tunnel packets", chain.name);
     let help = format!(
         "those that the kernel routes pass it (direct ones do not, but any real server may come \
-         to need the kernel):\n{rules}"
+         to need the kernel):\n{}",
+        rules.join("\n")
     );
-    Some(if routed { Finding::error(message, help) } else { Finding::warning(message, help) })
+    let finding =
+        if routed { Finding::error(message, help) } else { Finding::warning(message, help) };
+    Some((finding, rules))
+}
+
+/// Workers are to have a core each: more of them only take turns.
+fn processors(config: &Config, facts: &HostFacts, findings: &mut Vec<Finding>) {
+    let workers = usize::from(config.director.workers);
+    if let Some(cores) = facts.cores.filter(|cores| workers > *cores) {
+        findings.push(Finding::warning(
+            format!("workers = {workers}, and there are cores for {cores}"),
+            "they take turns, none has a core of its own, and packets wait for whichever is not \
+             running: lower it, or 0 for one per core (`taskset`, AllowedCPUs= and CPUAffinity= of a \
+             unit take cores away)",
+        ));
+    }
 }
 
 /// What the flow table takes: slots in the region's file (a tmpfs counts as memory), its index
@@ -678,6 +715,22 @@ mod tests {
             assert!(findings[0].message.contains(word), "{word}: {findings:?}");
             assert!(!findings[0].help.is_empty(), "{word}: says not what to do");
         }
+    }
+
+    #[test]
+    fn more_workers_than_cores_are_warned_of() {
+        let with = |workers, cores| {
+            let mut config = config();
+            config.director.workers = workers;
+            judge(&config, &HostFacts { cores, ..good() })
+        };
+        for (workers, cores) in [(0, Some(1)), (1, Some(1)), (4, Some(4)), (4, None)] {
+            assert_eq!(with(workers, cores), [], "{workers} of {cores:?}");
+        }
+        let findings = with(4, Some(3));
+        assert_eq!(findings.len(), 1, "{findings:?}");
+        assert_eq!(findings[0].severity, Severity::Warning);
+        assert_eq!(findings[0].message, "workers = 4, and there are cores for 3");
     }
 
     #[test]

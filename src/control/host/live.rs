@@ -106,6 +106,7 @@ fn services(live: &LiveState, findings: &mut Vec<Finding>) {
     for service in live.services.iter().filter(|s| s.configured) {
         for real in &service.reals {
             findings.extend(checked(service, real));
+            findings.extend(drained(service, real));
         }
         // Where checks have taken them out, the director has said so itself.
         if service.reals.iter().any(|real| real.state == "down") {
@@ -125,6 +126,16 @@ fn services(live: &LiveState, findings: &mut Vec<Finding>) {
         "a client uses a port that no [[service]] names, or somebody scans: `adit capture --side \
          inner` shows them",
     );
+}
+
+/// A drain that somebody may have forgotten.
+fn drained(service: &ServiceView, real: &RealView) -> Option<Finding> {
+    let drain = real.drain.as_ref()?;
+    let of = if drain.all_services { "all" } else { service.name.as_str() };
+    Some(Finding::note(
+        format!("service {}: real server {} {drain}", service.name, real.address),
+        format!("when it is to take new connections again:\nadit undrain {of} {}", real.address),
+    ))
 }
 
 fn announcements(live: &LiveState, findings: &mut Vec<Finding>) {

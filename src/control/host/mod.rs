@@ -2,6 +2,7 @@
 //! ([`judge`]). The first does all the looking, the second is pure. [`live`] says what a running
 //! director's own state means.
 
+pub mod accepts;
 pub mod checks;
 pub mod firewall;
 pub mod judge;
@@ -9,7 +10,8 @@ pub mod live;
 pub mod observe;
 
 pub use judge::{
-    MemoryNeeds, foreign_source, geometry, judge, missing_capabilities, narrow_tap, no_way,
+    MemoryNeeds, foreign_source, geometry, judge, missing_accepts, missing_capabilities,
+    narrow_tap, no_way,
 };
 pub use observe::{HostFacts, observe};
 

@@ -4,6 +4,7 @@ use super::checks::CheckFacts;
 use super::firewall::{self, HookChain};
 use super::judge::geometry;
 use crate::control::config::{Announce, Config, VipPrefix};
+use crate::control::cores;
 use crate::control::flow_region;
 use crate::control::netlink::egress::{Survey, Wanted};
 use crate::control::netlink::links::Link;
@@ -53,6 +54,8 @@ pub struct HostFacts {
     pub io_uring_disabled: Option<u8>,
     /// `RLIMIT_MEMLOCK` in bytes; `None`: unlimited.
     pub memlock: Option<u64>,
+    /// Processors that this process may use; `None` where that cannot be seen.
+    pub cores: Option<usize>,
     /// Bytes of memory that can be had without swapping.
     pub memory_available: Option<u64>,
     /// The way to each real server.
@@ -148,6 +151,7 @@ fn local(config: &Config) -> HostFacts {
         capabilities: capabilities(),
         io_uring_disabled: sysctl("kernel/io_uring_disabled"),
         memlock: limit.ok().map(|(soft, _)| soft).filter(|soft| *soft != libc::RLIM_INFINITY),
+        cores: cores::available(),
         memory_available: memory_available(),
         state_dir_free: free_in(&config.director.state_dir),
         region_usable: flow_region::is_usable(&config.director.state_dir, &geometry(config)),

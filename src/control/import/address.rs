@@ -1,5 +1,6 @@
 //! Addresses, ports and masks as `ipvsadm` and keepalived write them.
 
+use crate::control::config::{MAX_VIP_HOST_BITS, VipPrefix};
 use std::net::{IpAddr, Ipv4Addr};
 
 /// The port `ipvsadm` and keepalived write for "every port".
@@ -93,6 +94,19 @@ pub(super) enum Range {
     TooMany,
 }
 
+/// The prefix that has just these addresses, which follow each other, and no more than a service may
+/// have.
+pub(super) fn as_prefix(addresses: &[IpAddr]) -> Option<VipPrefix> {
+    let first = *addresses.first()?;
+    if !addresses.len().is_power_of_two() {
+        return None;
+    }
+    let host_bits = u8::try_from(addresses.len().ilog2()).ok()?;
+    let length = VipPrefix::host(first).length().checked_sub(host_bits)?;
+    let prefix = VipPrefix::holding(first, length);
+    (host_bits <= MAX_VIP_HOST_BITS && prefix.address() == first).then_some(prefix)
+}
+
 fn between(first: IpAddr, last: IpAddr, most: usize) -> Option<Range> {
     let (from, to) = (as_number(first), as_number(last));
     let more = to.checked_sub(from)?;
@@ -174,6 +188,29 @@ mod tests {
         ];
         for (text, is_ipv4, right) in cases {
             assert_eq!(prefix_length(text, is_ipv4), right, "{text}");
+        }
+    }
+
+    #[test]
+    fn ranges_that_are_prefixes() {
+        let of = |text: &str| match range(text, 4096) {
+            Some(Range::Of(all)) => as_prefix(&all).map(|prefix| prefix.to_string()),
+            _ => panic!("{text}"),
+        };
+        let cases = [
+            ("198.51.100.16-31", Some("198.51.100.16/28")),
+            ("198.51.100.0/24", Some("198.51.100.0/24")),
+            ("198.51.100.7", Some("198.51.100.7")),
+            ("198.51.100.6-7", Some("198.51.100.6/31")),
+            ("2001:db8::20-2f", Some("2001:db8::20/124")),
+            // As many, and beginning elsewhere; not as many; more than a service may have.
+            ("198.51.100.17-32", None),
+            ("198.51.100.7-8", None),
+            ("198.51.100.16-30", None),
+            ("10.0.0.0/22", None),
+        ];
+        for (text, prefix) in cases {
+            assert_eq!(of(text).as_deref(), prefix, "{text}");
         }
     }
 

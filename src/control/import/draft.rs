@@ -8,10 +8,10 @@ use super::report::{Kind, Remark};
 use super::schedulers::{self, Chosen};
 use super::thresholds::Thresholds;
 use crate::control::config::{
-    DurationBounds, MAX_REALS, MAX_SERVICES, MAX_VIPS, Protocol, RealTunnel, WEIGHT, label,
-    not_unicast,
+    Check, DurationBounds, Health, MAX_REALS, MAX_SERVICES, MAX_VIPS, Protocol, RealTunnel,
+    VipPrefix, WEIGHT, label, not_unicast,
 };
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ pub(super) struct Place {
 pub(super) struct Service {
     pub(super) place: Place,
     pub(super) name: Option<String>,
-    pub(super) vip: IpAddr,
+    pub(super) vip: VipPrefix,
     /// `None` is every port.
     pub(super) port: Option<u16>,
     pub(super) protocol: Protocol,
@@ -39,6 +39,7 @@ pub(super) struct Service {
     /// Never of TCP, and never with persistence.
     pub(super) one_packet: bool,
     pub(super) persistence: Option<Persistence>,
+    pub(super) check: Option<Check>,
     pub(super) reals: Vec<Real>,
 }
 
@@ -67,12 +68,13 @@ pub(super) struct Real {
 pub(super) struct Settled {
     pub(super) line: usize,
     pub(super) name: String,
-    pub(super) vip: IpAddr,
+    pub(super) vip: VipPrefix,
     pub(super) port: Option<u16>,
     pub(super) protocol: Protocol,
     pub(super) scheduler: Chosen,
     pub(super) one_packet: bool,
     pub(super) persistence: Option<Persistence>,
+    pub(super) check: Option<Check>,
     pub(super) reals: Vec<SettledReal>,
     /// Written as a comment: no real server is left.
     pub(super) commented: bool,
@@ -112,7 +114,9 @@ pub(super) fn bounded(seconds: u64, bounds: &DurationBounds) -> (Duration, Optio
 /// Leaves out what the configuration would refuse.
 pub(super) fn settle(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Settled> {
     let services = without_bad_vips(services, ledger);
-    let vips: HashSet<IpAddr> = services.iter().map(|service| service.vip).collect();
+    let vips: HashSet<IpAddr> =
+        services.iter().flat_map(|service| service.vip.addresses()).collect();
+    let mut probes = Probes::default();
     let mut room = Room::default();
     let mut names = HashSet::new();
     let mut settled = Vec::new();
@@ -145,6 +149,7 @@ pub(super) fn settle(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Settled
                 ),
             );
         }
+        let check = probes.take(&service, ledger);
         settled.push(Settled {
             line: service.place.line,
             name: name(&service, &mut names, ledger),
@@ -154,6 +159,7 @@ pub(super) fn settle(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Settled
             scheduler: service.scheduler,
             one_packet: service.one_packet,
             persistence: service.persistence,
+            check,
             reals,
             commented,
         });
@@ -161,43 +167,99 @@ pub(super) fn settle(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Settled
     settled
 }
 
+/// Ports of checks that are taken, by VIP and the port that is connected to.
+#[derive(Default)]
+struct Probes(HashMap<(IpAddr, u16), usize>);
+
+impl Probes {
+    /// The check of a service if the configuration takes it: there must be a port for each of its real
+    /// servers, and an address to check from.
+    fn take(&mut self, service: &Service, ledger: &mut Ledger) -> Option<Check> {
+        let check = service.check?;
+        let active = || service.reals.iter().filter(|real| real.commented.is_none());
+        let taken = self.0.entry((service.vip.address(), check.port)).or_default();
+        let remark = if active().any(|real| real.address.is_ipv4() != service.vip.is_ipv4()) {
+            Remark::left_out(
+                "the VIP and a real server are of different families, and the file does not say from \
+                 which address to check",
+                "name it as `source` in [health], and give the service a `check`",
+            )
+        } else if *taken + active().count() > Health::default().blocks() {
+            Remark::left_out(
+                "so many real servers of one VIP and port cannot be checked from the default ports",
+                "widen `ports` in [health], and give the service a `check`",
+            )
+        } else {
+            *taken += active().count();
+            return Some(check);
+        };
+        ledger.note(Some(service.place.line), None, service.place.words.clone(), remark);
+        None
+    }
+}
+
+/// Services of one address each in the place of one of a prefix, where the prefix cannot be taken as a
+/// whole: each address is then judged by itself.
+fn split(
+    service: Service,
+    seen: &HashSet<(IpAddr, Protocol, Option<u16>)>,
+    vips: &HashSet<IpAddr>,
+) -> Vec<Service> {
+    let new = service.vip.addresses().filter(|vip| !vips.contains(vip)).count();
+    let whole = vips.len() + new <= MAX_VIPS
+        && service.vip.addresses().all(|vip| {
+            not_unicast(vip).is_none() && !seen.contains(&(vip, service.protocol, service.port))
+        });
+    if whole {
+        return vec![service];
+    }
+    let one = |vip| Service { vip: VipPrefix::host(vip), ..service.clone() };
+    service.vip.addresses().map(one).collect()
+}
+
 /// Services whose VIP is an address to serve, that are not there twice, and that fit.
 fn without_bad_vips(services: Vec<Service>, ledger: &mut Ledger) -> Vec<Service> {
     let mut seen = HashSet::new();
     let mut vips = HashSet::new();
-    let mut kept = Vec::new();
-    for service in services {
-        let remark = if let Some(reason) = not_unicast(service.vip) {
-            Some(Remark::left_out(
-                format!("the VIP {} is {reason}", service.vip),
-                "an address that clients can send to",
-            ))
-        } else if !seen.insert((service.vip, service.protocol, service.port)) {
-            Some(Remark::left_out(
-                "there is a service of this address, port and protocol already",
-                "put its real servers into the first one",
-            ))
-        } else if kept.len() >= MAX_SERVICES {
-            Some(Remark::left_out(
-                format!("a director has at most {MAX_SERVICES} services"),
-                "spread them over several directors",
-            ))
-        } else if !vips.contains(&service.vip) && vips.len() >= MAX_VIPS {
-            Some(Remark::left_out(
-                format!("a director has at most {MAX_VIPS} VIPs"),
-                "spread them over several directors",
-            ))
-        } else {
-            None
-        };
-        match remark {
-            Some(remark) => {
-                let words = format!("{} ({})", service.place.words, service.vip);
-                ledger.note(Some(service.place.line), None, words, remark);
-            }
-            None => {
-                vips.insert(service.vip);
-                kept.push(service);
+    let mut kept: Vec<Service> = Vec::new();
+    for found in services {
+        for service in split(found, &seen, &vips) {
+            let vip = service.vip.address();
+            let key = |vip| (vip, service.protocol, service.port);
+            let remark = if let Some(reason) = not_unicast(vip) {
+                Some(Remark::left_out(
+                    format!("the VIP {vip} is {reason}"),
+                    "an address that clients can send to",
+                ))
+            } else if seen.contains(&key(vip)) {
+                Some(Remark::left_out(
+                    "there is a service of this address, port and protocol already",
+                    "put its real servers into the first one",
+                ))
+            } else if kept.len() >= MAX_SERVICES {
+                Some(Remark::left_out(
+                    format!("a director has at most {MAX_SERVICES} services"),
+                    "spread them over several directors",
+                ))
+            } else if !vips.contains(&vip) && vips.len() >= MAX_VIPS {
+                Some(Remark::left_out(
+                    format!("a director has at most {MAX_VIPS} VIPs"),
+                    "spread them over several directors",
+                ))
+            } else {
+                None
+            };
+            match remark {
+                Some(remark) => {
+                    let words = format!("{} ({})", service.place.words, service.vip);
+                    ledger.note(Some(service.place.line), None, words, remark);
+                }
+                None => {
+                    // Whole prefixes were looked at before.
+                    vips.extend(service.vip.addresses());
+                    seen.extend(service.vip.addresses().map(key));
+                    kept.push(service);
+                }
             }
         }
     }
@@ -332,7 +394,7 @@ fn name(service: &Service, names: &mut HashSet<String>, ledger: &mut Ledger) -> 
             ),
         }
     }
-    let address = service.vip.to_string().replace(':', "-");
+    let address = service.vip.to_string().replace([':', '/'], "-");
     let port = service.port.map_or_else(|| "any".to_owned(), |port| port.to_string());
     let made = format!("{}-{address}-{port}", service.protocol);
     // Unique by itself, unless the file gave this very name to another service.

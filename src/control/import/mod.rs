@@ -222,9 +222,9 @@ fn verify(written: &write::Written<'_>, text: &str, options: &Options) -> Result
             });
             let scheduler = (read.scheduler, &read.scheduler_flags);
             (&right.name, right.vip, &ports, right.protocol, right.persistence)
-                == (&read.name, read.vip.address(), &read.ports, read.protocol, persistence)
+                == (&read.name, read.vip, &read.ports, read.protocol, persistence)
                 && (right.scheduler.kind, &right.scheduler.flags) == scheduler
-                && right.one_packet == read.one_packet
+                && (right.one_packet, right.check) == (read.one_packet, read.check)
                 && write::expected(right) == read.reals
         });
     if same { Ok(()) } else { Err(ImportError::Mistake("it reads otherwise".to_owned())) }

@@ -3,7 +3,7 @@
 use super::draft::{Settled, SettledReal, Timeouts};
 use super::report::visible;
 use super::{Options, Source};
-use crate::control::config::{Real, RealTunnel};
+use crate::control::config::{CHECK_DOWN_INTERVAL, Check, Initial, Protocol, Real, RealTunnel};
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -111,6 +111,10 @@ fn service_text(service: &Settled) -> String {
             persistence.prefix
         );
     }
+    if let Some(check) = &service.check {
+        let own = service.port.filter(|_| service.protocol == Protocol::Tcp);
+        let _ = writeln!(out, "check = {}", check_value(check, own));
+    }
     for real in &service.reals {
         out.push('\n');
         match real.commented {
@@ -121,6 +125,32 @@ fn service_text(service: &Settled) -> String {
             None => out.push_str(&real_text(real)),
         }
     }
+    out
+}
+
+/// `check` of a service whose own port is what is connected to unless it is said.
+fn check_value(check: &Check, own: Option<u16>) -> String {
+    let mut out = String::from("{ kind = \"tcp\"");
+    let mut key = |name: &str, value: String| {
+        let _ = write!(out, ", {name} = {value}");
+    };
+    if own != Some(check.port) {
+        key("port", check.port.to_string());
+    }
+    let quoted = |time: Duration| format!("\"{}\"", duration(time));
+    key("interval", quoted(check.interval));
+    key("timeout", quoted(check.timeout));
+    key("rise", check.rise.to_string());
+    key("fall", check.fall.to_string());
+    if check.down_interval != CHECK_DOWN_INTERVAL.default.max(check.interval) {
+        key("down_interval", quoted(check.down_interval));
+    }
+    let initial = match check.initial {
+        Initial::Down => "down",
+        Initial::Up => "up",
+    };
+    key("initial", format!("\"{initial}\""));
+    out.push_str(" }");
     out
 }
 
@@ -155,7 +185,7 @@ fn tunnel_value(tunnel: RealTunnel) -> Option<String> {
     })
 }
 
-/// Whole seconds in the largest units, without spaces: `2h15m`.
+/// In the largest units, down to milliseconds, without spaces: `2h15m`.
 fn duration(duration: Duration) -> String {
     let mut seconds = duration.as_secs();
     let mut text = String::new();
@@ -164,6 +194,9 @@ fn duration(duration: Duration) -> String {
             let _ = write!(text, "{}{unit}", seconds / length);
             seconds %= length;
         }
+    }
+    if duration.subsec_millis() > 0 {
+        let _ = write!(text, "{}ms", duration.subsec_millis());
     }
     if text.is_empty() { "0s".to_owned() } else { text }
 }
@@ -195,6 +228,11 @@ mod tests {
             let text = duration(Duration::from_secs(seconds));
             let back = humantime::parse_duration(&text).unwrap();
             assert_eq!(back.as_secs(), seconds, "{text}");
+        }
+        for milliseconds in [1, 10, 999, 1500, 60_001, 3_600_500] {
+            let text = duration(Duration::from_millis(milliseconds));
+            let back = humantime::parse_duration(&text).unwrap();
+            assert_eq!(back, Duration::from_millis(milliseconds), "{text}");
         }
         assert_eq!(duration(Duration::from_secs(8100)), "2h15m");
     }

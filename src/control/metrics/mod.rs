@@ -6,6 +6,7 @@
 //! becomes of it here. What workers count is picked by name; a test holds that none is left out.
 
 mod director;
+mod drains;
 mod families;
 mod health;
 mod ipvs;

@@ -1,8 +1,10 @@
 //! Services, their real servers, and the ways to these.
 
+use super::drains;
 use super::families::{Families, Label};
 use super::health;
 use crate::control::admin::api::{RealView, ServiceView};
+use crate::control::config::ServiceLimits;
 use crate::dataplane::counters::DestinationReading;
 use std::fmt;
 use std::net::IpAddr;
@@ -52,6 +54,7 @@ pub(super) fn encode(services: &[ServiceView], families: &mut Families<'_>) -> f
     let services: Vec<Service<'_>> = services.iter().map(Service::new).collect();
     of_services(&services, families)?;
     of_real_servers(&services, families)?;
+    drains::encode(each(&services), families)?;
     traffic(&services, families)?;
     health::encode(each(&services), families)?;
     paths(&services, families)
@@ -89,7 +92,31 @@ fn of_services(services: &[Service<'_>], families: &mut Families<'_>) -> fmt::Re
         "adit_service_persistence_seconds",
         "How long a client is kept at its real server, where the service has persistence.",
         services.iter().filter_map(|s| Some((s.labels(), s.view.persistence_seconds?))),
+    )?;
+    families.gauge(
+        "adit_service_limit",
+        "What the service takes of new flows, by the key of `limits`, those that are set.",
+        services.iter().flat_map(|s| {
+            limits(&s.view.limits).into_iter().filter_map(|(key, value)| {
+                let [service, vip, port, protocol] = s.labels();
+                Some(([service, vip, port, protocol, ("limit", key)], value?))
+            })
+        }),
     )
+}
+
+/// The limits of a service with their keys in the configuration.
+fn limits(limits: &ServiceLimits) -> [(&'static str, Option<u32>); 7] {
+    let ServiceLimits { total, client, half_open } = *limits;
+    [
+        ("new_per_second", total.map(|total| total.per_second)),
+        ("new_burst", total.map(|total| total.burst)),
+        ("client_new_per_second", client.map(|client| client.new.per_second)),
+        ("client_new_burst", client.map(|client| client.new.burst)),
+        ("client_ipv4_prefix", client.map(|client| client.ipv4_prefix.into())),
+        ("client_ipv6_prefix", client.map(|client| client.ipv6_prefix.into())),
+        ("half_open", half_open),
+    ]
 }
 
 /// Every real server with the labels of its service.
@@ -123,7 +150,7 @@ fn of_real_servers(services: &[Service<'_>], families: &mut Families<'_>) -> fmt
     families.info(
         "adit_real_server_state_info",
         "The state in force: up, down or unchecked (by its checks), overloaded (at its threshold), \
-         drained (weight 0), draining (taken out of the configuration) or cut.",
+         drained (weight 0, or by `adit drain`), draining (taken out of the configuration) or cut.",
         each(services).map(|(labels, real)| {
             let [service, vip, port, protocol, address, tunnel] = labels;
             [service, vip, port, protocol, address, tunnel, ("state", real.state.as_str())]
@@ -234,6 +261,7 @@ impl Way {
             link_mtu: _,
             path_mtu: _,
             health: _,
+            drain: _,
         } = view;
         let address = |a: &Option<IpAddr>| a.map(|a| a.to_string()).unwrap_or_default();
         // `kernel (the reason)`, as people see it.

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::control::admin::api::{
-    FailuresView, HealthView, OwnedFinding, RealView, ServiceView, Services, Status, VipView,
-    WorkerView, sample,
+    DrainView, FailuresView, HealthView, OwnedFinding, RealView, ServiceView, Services,
+    SessionsView, Status, VipView, WorkerView, sample,
 };
+use crate::control::config::{ClientLimit, NewFlows, ServiceLimits};
 use crate::control::netlink::egress::KernelReason;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +37,15 @@ fn real(address: &str, state: &str, egress: &str) -> RealView {
             failures: FailuresView::default(),
             reason: String::new(),
         }),
+        drain: Some(DrainView {
+            owner: format!("root-{state}"),
+            reason: word("kernel"),
+            since: format!("2026-{state}"),
+            age_seconds: 0,
+            all_services: true,
+            remaining: Some(0),
+            sessions: Some(SessionsView::default()),
+        }),
         ..sample::real(address)
     }
 }
@@ -44,6 +54,15 @@ fn service(name: &str, vip: &str, configured: bool, reals: Vec<RealView>) -> Ser
     ServiceView {
         table_size: Some(0),
         persistence_seconds: Some(0),
+        limits: ServiceLimits {
+            total: Some(NewFlows { per_second: 0, burst: 0 }),
+            client: Some(ClientLimit {
+                new: NewFlows { per_second: 0, burst: 0 },
+                ipv4_prefix: 0,
+                ipv6_prefix: 0,
+            }),
+            half_open: Some(0),
+        },
         configured,
         ..sample::service(name, vip, reals)
     }
@@ -99,6 +118,24 @@ fn number(value: &mut Value, next: &mut u64) {
     }
 }
 
+/// Lengths of prefixes as they can be, none of which is another number.
+fn lengthen(value: &mut Value, next: &mut u64) {
+    match value {
+        Value::Object(fields) => {
+            for (key, value) in fields {
+                if key.ends_with("_prefix") {
+                    *value = (*next).into();
+                    *next += 1;
+                } else {
+                    lengthen(value, next);
+                }
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(|value| lengthen(value, next)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
 /// A view that has been changed as JSON.
 fn through_json<T: Serialize + DeserializeOwned>(view: &T, change: impl FnOnce(&mut Value)) -> T {
     let mut value = serde_json::to_value(view).unwrap();
@@ -116,7 +153,11 @@ fn sample() -> Reading {
         service("old", "2001:db8::1", false, vec![real("10.0.0.4", "cut", "none")]),
     ];
     let mut next = 1001;
-    let mut numbered = |value: &mut Value| number(value, &mut next);
+    let mut length = 11;
+    let mut numbered = |value: &mut Value| {
+        number(value, &mut next);
+        lengthen(value, &mut length);
+    };
     Reading {
         status: through_json(&status(), &mut numbered),
         services: through_json(&Services { services }, &mut numbered),

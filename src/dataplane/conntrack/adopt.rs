@@ -64,6 +64,17 @@ impl AdoptionReport {
     }
 }
 
+/// Takes back the flows that are meant, before the region they are in is adopted.
+pub fn end(slots: &[Slot], mut is_meant: impl FnMut(&FlowRecord) -> bool) {
+    for slot in slots {
+        if let Ok(Some(flow)) = slot.read()
+            && is_meant(&flow)
+        {
+            slot.clear();
+        }
+    }
+}
+
 /// A flow that waits to be entered, in the order in which it may take room: what is evicted last
 /// comes first, and of one list the oldest first.
 type Waiting = (u8, Ticks, u32);

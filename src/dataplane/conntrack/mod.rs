@@ -12,7 +12,7 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-pub use adopt::{AdoptionReport, Rejection};
+pub use adopt::{AdoptionReport, Rejection, end};
 pub use key::{FlowHasher, FlowKey};
 pub use slot::{FlowRecord, SLOT_FORMAT, Slot, SlotError};
 pub use state::{Class, Observation, Observed, Progress, TcpSegment, Ticks, Timeouts};

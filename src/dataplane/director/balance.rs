@@ -85,17 +85,16 @@ pub(super) fn check_quote<S: AsRef<[Slot]>>(
     snapshot: &Snapshot,
     quote: &InnerQuote,
 ) -> FlowCheck {
-    let flow = snapshot.services.vip(&quote.destination).and_then(|vip| {
-        let key = FlowKey {
-            client: quote.source,
-            client_port: quote.source_port,
-            vip,
-            vip_port: quote.destination_port,
-            protocol: quote.protocol,
-        };
-        flows.lookup(now, &key)
-    });
-    match flow {
+    let Some(vip) = snapshot.services.vip(&quote.destination) else { return FlowCheck::Unknown };
+    let key = FlowKey {
+        client: quote.source,
+        client_port: quote.source_port,
+        vip,
+        vip_port: quote.destination_port,
+        protocol: quote.protocol,
+    };
+    match flows.lookup(now, &key) {
+        None if snapshot.probes.can_be(&key) => FlowCheck::OwnCheck,
         None => FlowCheck::Unknown,
         Some(flow) => FlowCheck::Known {
             real: flows.real(flow),

@@ -380,7 +380,7 @@ impl<S: AsRef<[Slot]>> Director<S> {
                 }
                 Verdict::Pass
             }
-            OuterError::NotOurs => Verdict::Pass,
+            OuterError::NotOurs | OuterError::OwnCheck => Verdict::Pass,
             OuterError::Forged => Verdict::Drop(DropReason::ForgedError),
             OuterError::Ignored => Verdict::Drop(DropReason::ErrorIgnored),
             OuterError::Malformed(reason) => Verdict::Drop(reason),

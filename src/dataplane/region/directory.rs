@@ -43,6 +43,11 @@ impl<Id: DirectoryId, S: AsRef<[Entry]>> Directory<Id, S> {
         Id::Identity::read(self.entries.as_ref().get(id.position())?).ok().flatten()
     }
 
+    /// Ids there are, in use or not.
+    pub fn capacity(&self) -> usize {
+        self.entries.as_ref().len()
+    }
+
     /// All ids in use.
     pub fn iter(&self) -> impl Iterator<Item = (Id, Id::Identity)> {
         let ids = (0..).map(Id::from_position);

@@ -161,6 +161,42 @@ proptest! {
             prop_assert_eq!(scheduler.rederive(&key, &scene.members), chosen, "{}", scheduler.name());
         }
     }
+
+    /// Draining one takes its clients and nobody else's, and taking it back brings them back, whoever
+    /// is drained or down besides. What keeps something (who serves a VIP, whose turn it is) forgets
+    /// the drained one too.
+    #[test]
+    fn a_drained_member_gets_nothing_and_others_clients_stay(
+        clients in prop::collection::vec(any::<u32>(), 1..20),
+        weights in 0..WEIGHTS.len(),
+        besides in prop::collection::vec((prop::bool::weighted(0.2), prop::bool::weighted(0.2)), 5),
+        who in 0..5_usize,
+    ) {
+        let who = who % WEIGHTS[weights].len();
+        for scheduler in schedulers(weights) {
+            let name = scheduler.name();
+            let mut scene = Scene::new(WEIGHTS[weights], &[(0, 0); 5][..WEIGHTS[weights].len()]);
+            for (member, (down, draining)) in scene.members.iter_mut().zip(&besides) {
+                (member.down, member.draining) = (*down, *draining);
+            }
+            scene.members[who].draining = false;
+            let place = |scene: &Scene| -> Vec<Option<usize>> {
+                let choose = |client: &u32| scheduler.schedule(&client_key(*client), &scene.candidates());
+                clients.iter().map(choose).collect()
+            };
+            let before = place(&scene);
+            scene.members[who].draining = true;
+            let drained = place(&scene);
+            prop_assert!(drained.iter().all(|chosen| *chosen != Some(who)), "{name}: {drained:?}");
+            scene.members[who].draining = false;
+            if scheduler.is_hash() {
+                for (before, drained) in before.iter().zip(&drained) {
+                    prop_assert!(before == drained || *before == Some(who), "{name}: {before:?}, {drained:?}");
+                }
+                prop_assert_eq!(place(&scene), before, "{}", name);
+            }
+        }
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! See `tests/lab/README.md` for a guide with examples.
 
 pub mod agent;
+pub mod ansible;
 pub mod binaries;
 pub mod corpus;
 pub mod director;
@@ -27,6 +28,7 @@ pub mod serve;
 pub mod skip;
 pub mod sniffer;
 pub mod soak;
+pub mod systemd;
 pub mod topology;
 pub mod views;
 pub mod wait;

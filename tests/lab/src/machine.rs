@@ -23,6 +23,7 @@ use crate::host::{Host, Process};
 use crate::namespace::Namespace;
 use crate::root::debian_root;
 use crate::run::Run;
+use crate::systemd::{self, Access};
 use crate::wait::{wait_for, wait_until};
 
 const INIT_GUEST: &str = include_str!("../guest/init-guest.sh");
@@ -92,6 +93,10 @@ pub struct MachineSpec {
     pub setup: String,
     /// Kernel modules that a guest loads at boot.
     pub modules: Vec<&'static str>,
+    /// Is its first process systemd, with an sshd that this opens? Only for guests.
+    pub systemd: Option<Arc<Access>>,
+    /// With systemd: more units to start, by name and text.
+    pub services: Vec<(String, String)>,
 }
 
 impl Default for MachineSpec {
@@ -102,6 +107,8 @@ impl Default for MachineSpec {
             nics: 1,
             setup: String::new(),
             modules: Vec::new(),
+            systemd: None,
+            services: Vec::new(),
         }
     }
 }
@@ -110,7 +117,7 @@ impl Default for MachineSpec {
 #[derive(Debug)]
 pub struct Machine {
     namespace: Namespace,
-    kind: Kind,
+    spec: MachineSpec,
     process: Mutex<Child>,
     boot_time: Duration,
 }
@@ -123,20 +130,17 @@ impl Machine {
     #[allow(clippy::disallowed_methods, reason = "boot times are reported")]
     pub fn boot(namespace: Namespace, spec: &MachineSpec) -> Result<Self> {
         let start = Instant::now();
-        let root = debian_root()?;
         let dir = namespace.dir().to_owned();
-        write(&dir.join("boot"), &boot_script(spec)?)?;
-        let console_path = dir.join("console.log");
-        let console =
-            File::create(&console_path).context(|| format!("create {}", console_path.display()))?;
-        let mut command = match spec.kind {
-            Kind::Guest => guest_command(&namespace, spec, &root)?,
-            Kind::Namespace => namespace_command(&namespace, spec, &root)?,
-        };
-        let errors = console.try_clone().context(|| "share the console".to_owned())?;
-        command.stdin(Stdio::null()).stdout(console).stderr(errors);
-        let process = Mutex::new(namespace.spawn(&mut command)?);
-        let mut machine = Self { namespace, kind: spec.kind, process, boot_time: Duration::ZERO };
+        write(&dir.join("boot"), &boot_script(namespace.label(), spec)?)?;
+        if let Some(access) = &spec.systemd {
+            systemd::prepare(&dir, access)?;
+        }
+        if spec.kind == Kind::Guest {
+            guest_devices(&namespace, spec)?;
+        }
+        let process = Mutex::new(start_process(&namespace, spec)?);
+        let spec = spec.clone();
+        let mut machine = Self { namespace, spec, process, boot_time: Duration::ZERO };
         machine.wait_for_agent()?;
         machine.boot_time = start.elapsed();
         Ok(machine)
@@ -166,7 +170,7 @@ impl Machine {
     /// On which kernel the machine runs.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        self.kind
+        self.spec.kind
     }
 
     /// Time from the start to the agent's first answer.
@@ -182,6 +186,27 @@ impl Machine {
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<_> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// Has a machine with systemd shut down in order, starts it again, and waits for its agent.
+    ///
+    /// # Errors
+    /// When it does not come back; the error has the end of its console.
+    ///
+    /// # Panics
+    /// For a machine without systemd, which keeps nothing.
+    pub fn reboot(&self) -> Result<()> {
+        assert!(self.spec.systemd.is_some(), "{} keeps nothing", self.namespace.label());
+        // Not its own `reboot`: the guest's kernel would find its devices held by what it was before.
+        // The agent may be ended before it can answer.
+        let _ = self.run(&["systemctl", "poweroff"]);
+        let mut process = self.process.lock().unwrap_or_else(PoisonError::into_inner);
+        let what = format!("orderly end of {}", self.namespace.label());
+        wait_for(BOOT, &what, || process.try_wait().transpose())?
+            .context(|| format!("wait for {}", self.namespace.label()))?;
+        *process = start_process(&self.namespace, &self.spec)?;
+        drop(process);
+        self.wait_for_agent()
     }
 
     /// Pulls the plug: the machine is gone at once, without a word to anybody.
@@ -271,7 +296,7 @@ impl Host for Machine {
 
 /// What a machine does once its root is in place; the same for both kinds. A line that fails ends
 /// the first process and so the machine, and the boot's error shows the console.
-fn boot_script(spec: &MachineSpec) -> Result<String> {
+fn boot_script(label: &str, spec: &MachineSpec) -> Result<String> {
     let mut script = String::from(
         "set -e\nexport PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\nip link set lo up\n\
          sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0\n",
@@ -292,6 +317,10 @@ fn boot_script(spec: &MachineSpec) -> Result<String> {
         }
     }
     script.push_str(&spec.setup);
+    if spec.systemd.is_some() {
+        script.push_str(&systemd::boot_lines(label, AGENT, &spec.services)?);
+        return Ok(script);
+    }
     let agent = binaries::through_host_root(&binaries::lab_guest()?)?.join(" ");
     let _ = writeln!(script, "\n{agent} agent --listen {AGENT} >/lab/agent.log 2>&1 &");
     // The first process takes the children of those that ended, for as long as the machine lives.
@@ -299,9 +328,23 @@ fn boot_script(spec: &MachineSpec) -> Result<String> {
     Ok(script)
 }
 
-fn guest_command(namespace: &Namespace, spec: &MachineSpec, root: &Path) -> Result<Command> {
-    let dir = namespace.dir();
-    write(&dir.join("init"), INIT_GUEST)?;
+/// Starts a machine's first process, with its console in a file of its directory.
+fn start_process(namespace: &Namespace, spec: &MachineSpec) -> Result<Child> {
+    let root = debian_root()?;
+    let path = namespace.dir().join("console.log");
+    let console = File::options().create(true).append(true).open(&path);
+    let console = console.context(|| format!("open {}", path.display()))?;
+    let mut command = match spec.kind {
+        Kind::Guest => guest_command(namespace, spec, &root)?,
+        Kind::Namespace => namespace_command(namespace, spec, &root)?,
+    };
+    let errors = console.try_clone().context(|| "share the console".to_owned())?;
+    command.stdin(Stdio::null()).stdout(console).stderr(errors);
+    namespace.spawn(&mut command)
+}
+
+/// The lab's ends of a guest's devices.
+fn guest_devices(namespace: &Namespace, spec: &MachineSpec) -> Result<()> {
     let mut devices = String::new();
     for number in 0..spec.nics {
         let _ = writeln!(
@@ -317,8 +360,12 @@ fn guest_command(namespace: &Namespace, spec: &MachineSpec, root: &Path) -> Resu
         devices,
         "tuntap add dev tapm mode tap\naddr add {MANAGEMENT}/30 dev tapm\nlink set tapm up"
     );
-    namespace.ip(&devices)?;
+    namespace.ip(&devices)
+}
 
+fn guest_command(namespace: &Namespace, spec: &MachineSpec, root: &Path) -> Result<Command> {
+    let dir = namespace.dir();
+    write(&dir.join("init"), INIT_GUEST)?;
     let mut command = Command::new("linux.uml");
     command
         .arg(format!("mem={}M", spec.memory_mib))
@@ -328,6 +375,13 @@ fn guest_command(namespace: &Namespace, spec: &MachineSpec, root: &Path) -> Resu
         .arg("umid=uml")
         .arg(format!("lab_dir={}", dir.display()))
         .arg(format!("lab_modules={}", spec.modules.join(",")));
+    if spec.systemd.is_some() {
+        let disk = dir.join(systemd::DISK_FILE);
+        // Names of devices stay as the boot script gives them.
+        command
+            .arg(format!("ubd0={}", disk.display()))
+            .args(["lab_disk=/dev/ubda", "net.ifnames=0"]);
+    }
     for number in 0..spec.nics {
         command.arg(format!("vec{number}:transport=tap,ifname=tap{number}"));
     }

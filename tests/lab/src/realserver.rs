@@ -16,6 +16,7 @@ use crate::network::{Segment, address_lines};
 use crate::postgres;
 use crate::run::Run;
 use crate::serve::Caller;
+use crate::systemd::Access;
 use crate::wait::wait_for;
 
 /// Port of [`RealServer`]'s byte services, TCP and UDP; see [`crate::serve`].
@@ -46,6 +47,8 @@ pub struct RealServerSpec {
     pub path_mtu: u16,
     /// Start a PostgreSQL on port 5432?
     pub postgres: bool,
+    /// Is it a bare host with systemd, with its services but no VIP, that this opens?
+    pub bare: Option<Arc<Access>>,
 }
 
 /// A running real server.
@@ -54,12 +57,13 @@ pub struct RealServer {
     spec: RealServerSpec,
     machine: Machine,
     ready_after: Duration,
-    _serve: Process,
+    /// A bare host's are its systemd's.
+    _serve: Option<Process>,
 }
 
 impl RealServer {
-    /// Boots a real server on a segment and waits until its database answers and the VIPs are
-    /// on its tunnel devices.
+    /// Boots a real server on a segment and waits until its database answers and, unless it is
+    /// bare, the VIPs are on its tunnel devices.
     ///
     /// # Errors
     /// When one of these does not come up.
@@ -68,11 +72,13 @@ impl RealServer {
         let start = Instant::now();
         let namespace = Namespace::create(run, &spec.name)?;
         segment.plug(&namespace, "eth0")?;
-        let machine_spec =
-            MachineSpec { kind: spec.kind, setup: setup(&spec), ..MachineSpec::default() };
-        let machine = Machine::boot(namespace, &machine_spec)?;
-        apply(&machine, &spec)?;
-        let serve = start_serve(&machine, &spec, SERVE_PORT)?;
+        let machine = Machine::boot(namespace, &machine_spec(&spec)?)?;
+        let serve = if spec.bare.is_some() {
+            None
+        } else {
+            apply(&machine, &spec)?;
+            Some(start_serve(&machine, &spec, SERVE_PORT)?)
+        };
         wait_for_serve(&machine, SERVE_PORT)?;
         if spec.postgres {
             wait_for_database(&machine)?;
@@ -151,6 +157,22 @@ fn logged_connection(line: &str) -> Option<SocketAddr> {
     Some(SocketAddr::new(host.parse().ok()?, port.trim().parse().ok()?))
 }
 
+fn machine_spec(spec: &RealServerSpec) -> Result<MachineSpec> {
+    let mut machine = MachineSpec { kind: spec.kind, setup: setup(spec), ..MachineSpec::default() };
+    if let Some(access) = &spec.bare {
+        let program = binaries::through_host_root(&binaries::lab_guest()?)?.join(" ");
+        let serve = format!(
+            "[Service]\nExecStart={program} serve --name {} --port {SERVE_PORT}\n",
+            spec.name
+        );
+        machine.systemd = Some(Arc::clone(access));
+        machine.services = vec![("lab-serve".to_owned(), serve)];
+        // Ansible's modules and apt need more than a database does.
+        machine.memory_mib = 512;
+    }
+    Ok(machine)
+}
+
 /// What the machine does by itself at boot: addresses, routes, the database.
 fn setup(spec: &RealServerSpec) -> String {
     let own: Vec<&str> = spec.addresses.iter().map(String::as_str).collect();
@@ -160,7 +182,21 @@ fn setup(spec: &RealServerSpec) -> String {
         let _ = writeln!(lines, "route add default via {gateway} dev eth0");
     }
     lines.push_str("END\n");
-    if spec.postgres {
+    if spec.postgres && spec.bare.is_some() {
+        // Debian's own cluster, which its unit starts.
+        let _ = write!(
+            lines,
+            "cd /etc/postgresql/15/main\n\
+             cat >/var/lib/postgresql/15/main/postgresql.auto.conf <<END\n\
+             cluster_name = '{}'\nlisten_addresses = '*'\nmax_connections = 200\n\
+             shared_buffers = 16MB\nfsync = off\nautovacuum = off\nmax_wal_senders = 0\n\
+             wal_level = minimal\nEND\n\
+             grep -q ::/0 pg_hba.conf || \
+             printf 'host all all 0.0.0.0/0 trust\\nhost all all ::/0 trust\\n' >>pg_hba.conf\n\
+             cd /\n",
+            spec.name
+        );
+    } else if spec.postgres {
         let _ = write!(
             lines,
             "data=/var/lib/postgresql/lab\n\

@@ -28,6 +28,7 @@ use crate::network::{Segment, address_lines, addresses, make_router, wire};
 use crate::ptp::PointToPoint;
 use crate::realserver::{RealServer, RealServerSpec};
 use crate::run::Run;
+use crate::systemd::Access;
 
 /// The IPv4 VIP of the lab.
 pub const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
@@ -78,6 +79,9 @@ pub struct LabSpec {
     pub clamp_mtu: u16,
     /// The VIPs of all real servers.
     pub vips: Vec<IpAddr>,
+    /// Are real servers, and a director that is a guest, bare hosts with systemd and sshd, that
+    /// know of no VIP? [`Lab::access`] opens them.
+    pub bare: bool,
 }
 
 impl Default for LabSpec {
@@ -91,6 +95,7 @@ impl Default for LabSpec {
             hop_mtu: [1500, 1500],
             clamp_mtu: 0,
             vips: vec![VIP, VIP6],
+            bare: false,
         }
     }
 }
@@ -118,6 +123,7 @@ pub struct Lab {
     next_real: AtomicUsize,
     spec: LabSpec,
     real_kind: Kind,
+    access: Option<Arc<Access>>,
     run: Arc<Run>,
 }
 
@@ -128,8 +134,10 @@ impl Lab {
     /// The first thing that does not come up; what is there already goes away.
     pub fn build(spec: LabSpec) -> Result<Self> {
         let run = Arc::new(Run::new()?);
+        let access = if spec.bare { Some(Arc::new(Access::create(&run)?)) } else { None };
         let real_kind = match spec.real_kind {
             Some(kind) => kind,
+            None if spec.bare => Kind::Guest,
             None => Kind::with_tunl0(&run)?,
         };
         let r0 = Namespace::create(&run, "r0")?;
@@ -154,9 +162,10 @@ impl Lab {
             add_dc(&dc_routers[1], 30, spec.hop_mtu[1])?,
         ];
         let (director, reals) = std::thread::scope(|scope| {
-            let director = scope.spawn(|| director_host(director, &spec));
+            let director = scope.spawn(|| director_host(director, &spec, access.clone()));
             let reals: Vec<_> = real_servers(&spec, real_kind)
                 .map(|(dc, real)| {
+                    let real = RealServerSpec { bare: access.clone(), ..real };
                     let (run, dcs) = (&run, &dcs);
                     scope.spawn(move || RealServer::boot(run, &dcs[dc], real))
                 })
@@ -178,8 +187,15 @@ impl Lab {
             next_real: AtomicUsize::new(1 + spec.reals.iter().sum::<usize>()),
             spec,
             real_kind,
+            access,
             run,
         })
+    }
+
+    /// What opens the bare hosts, where there are some.
+    #[must_use]
+    pub fn access(&self) -> Option<&Arc<Access>> {
+        self.access.as_ref()
     }
 
     /// The host of the director.
@@ -226,7 +242,8 @@ impl Lab {
     pub fn boot_real(&self, dc: usize) -> Result<RealServer> {
         let number = self.next_real.fetch_add(1, Ordering::Relaxed);
         // Past the addresses of those that were there from the start.
-        let spec = real_server(&self.spec, self.real_kind, dc, number, 100 + number);
+        let mut spec = real_server(&self.spec, self.real_kind, dc, number, 100 + number);
+        spec.bare.clone_from(&self.access);
         RealServer::boot(&self.run, &self.dcs[dc], spec)
     }
 
@@ -365,11 +382,16 @@ fn real_server(
         directors: DIRECTOR_ADDRESSES.to_vec(),
         path_mtu: spec.clamp_mtu,
         postgres: spec.postgres,
+        bare: None,
     }
 }
 
 /// Addresses, routes and firewall of the director.
-fn director_host(namespace: Namespace, spec: &LabSpec) -> Result<Arc<dyn Host>> {
+fn director_host(
+    namespace: Namespace,
+    spec: &LabSpec,
+    access: Option<Arc<Access>>,
+) -> Result<Arc<dyn Host>> {
     let mut lines = address_lines("eth0", &["10.2.0.5/24", "fd00:2::5/64"]);
     for number in 1..=2 {
         let device = if spec.tun_egress { "ptp" } else { "eth" };
@@ -401,6 +423,8 @@ fn director_host(namespace: Namespace, spec: &LabSpec) -> Result<Arc<dyn Host>> 
                          ip -batch - <<END\n{lines}END\n"
                     ),
                     modules: vec!["tun"],
+                    memory_mib: if access.is_some() { 512 } else { 256 },
+                    systemd: access,
                     ..MachineSpec::default()
                 },
             )?;

@@ -192,12 +192,13 @@ impl Reader<'_> {
         let service = Service {
             place,
             name: None,
-            vip,
+            vip: vip.into(),
             port: (port != 0).then_some(port),
             protocol,
             scheduler: options.scheduler,
             one_packet: options.one_packet,
             persistence: options.persistence,
+            check: None,
             reals: Vec::new(),
         };
         if let Some(key) = key {

@@ -1,12 +1,11 @@
 //! `virtual_server_group`: addresses that share one definition.
 
-use super::super::address::{ANY_PORT, Range, number, range};
+use super::super::address::{ANY_PORT, Range, as_prefix, number, range};
 use super::super::ledger::Ledger;
 use super::super::remarks::firewall_mark;
 use super::super::report::Remark;
 use super::tree::Statement;
-use crate::control::config::MAX_SERVICES;
-use std::net::IpAddr;
+use crate::control::config::{MAX_SERVICES, VipPrefix};
 
 /// Addresses of all groups together. A director has fewer services; groups that no server names
 /// have some room too.
@@ -16,7 +15,8 @@ pub(super) const MAX_ADDRESSES: usize = 4 * MAX_SERVICES;
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) line: usize,
-    pub(super) addresses: Vec<(IpAddr, u16)>,
+    /// What a line of the file names as one is one here, where it is a whole prefix.
+    pub(super) addresses: Vec<(VipPrefix, u16)>,
 }
 
 /// Reads a group; what is in it and is no address is reported.
@@ -54,7 +54,7 @@ pub(super) fn read(
 fn member(
     entry: &Statement<'_>,
     room: &mut usize,
-    addresses: &mut Vec<(IpAddr, u16)>,
+    addresses: &mut Vec<(VipPrefix, u16)>,
 ) -> Result<(), Remark> {
     let port = match entry.words.as_slice() {
         [_] => Some(ANY_PORT),
@@ -71,7 +71,10 @@ fn member(
     match range(entry.name(), *room).ok_or_else(wrong)? {
         Range::Of(all) => {
             *room -= all.len();
-            addresses.extend(all.into_iter().map(|address| (address, port)));
+            match as_prefix(&all) {
+                Some(prefix) => addresses.push((prefix, port)),
+                None => addresses.extend(all.into_iter().map(|one| (VipPrefix::host(one), port))),
+            }
             Ok(())
         }
         Range::TooMany => Err(Remark::left_out(

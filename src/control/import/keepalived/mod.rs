@@ -1,5 +1,6 @@
 //! keepalived.conf(5): its virtual servers. What else is in it is recognised and reported.
 
+mod check;
 mod group;
 mod lines;
 mod options;

@@ -28,6 +28,21 @@ pub(super) enum Meaning {
     Upper,
     Lower,
     RealServer,
+    /// An option about checks, by whichever kind.
+    Check(CheckOption),
+    /// The block of a check by TCP.
+    TcpCheck,
+}
+
+/// What an option about checks means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CheckOption {
+    Port,
+    Interval,
+    Timeout,
+    Retries,
+    RetryDelay,
+    Alpha,
 }
 
 /// Why something is left out, and what to do instead.
@@ -46,27 +61,52 @@ impl Reason {
 
 static CHECKS: Reason = Reason {
     kind: Kind::Later,
-    why: "of checks only those by TCP are there yet, through the tunnel to the VIP, and they are not \
-          imported",
+    why: "of checks only those by TCP are there yet, through the tunnel to the VIP",
     instead: "check = { kind = \"tcp\" } in the service, as docs/health.md says",
 };
-static TCP_CHECKS: Reason = Reason {
+/// Of a check whose real server is left out.
+pub(super) static UNUSED_CHECK: Reason = Reason {
     kind: Kind::LeftOut,
-    why: "keepalived checks each real server by itself and without the tunnel; here a service checks \
-          all of its own alike, through the tunnel at the VIP",
-    instead: "check = { kind = \"tcp\" } in the service: `port` is its connect_port, `interval` its \
-              delay_loop, `timeout` its connect_timeout, `fall` its retry and one more",
+    why: "its real server is not imported",
+    instead: "as said there",
 };
-static CHECK_OPTIONS: Reason = Reason {
+/// Of options about checks where none is imported.
+pub(super) static CHECK_OPTIONS: Reason = Reason {
     kind: Kind::LeftOut,
-    why: "it belongs to checks, which are not imported",
+    why: "it belongs to checks, and only those by TCP are imported",
     instead: "`interval`, `timeout`, `fall`, `rise` and `initial` of `check` in the service, as \
               docs/health.md says",
 };
 static QUORUM: Reason = Reason {
     kind: Kind::LeftOut,
-    why: "one real server that is up is enough for a service, and checks are not imported",
+    why: "one real server that is up is enough for a service",
     instead: "nothing",
+};
+static WARMUP: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "all are checked within a moment after the start, and from then on a little earlier or later \
+          than the interval says",
+    instead: "nothing",
+};
+static SUSPEND: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "checks go on as long as the director runs",
+    instead: "nothing",
+};
+static CONNECT_IP: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "a check goes the way of clients: through the real server's tunnel to the VIP",
+    instead: "see that the service listens on the VIP",
+};
+static BIND: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "checks come from the outer source towards the real server, and from ports of their own",
+    instead: "`source` and `ports` in [health], where that is not right",
+};
+static LOG_FAILURES: Reason = Reason {
+    kind: Kind::LeftOut,
+    why: "failed checks are counted, and logged when they change something",
+    instead: "nothing: `adit list --health` and the metrics `adit_check_…` have them",
 };
 static NOTIFY: Reason = Reason {
     kind: Kind::LeftOut,
@@ -188,10 +228,10 @@ pub(super) static VIRTUAL_SERVER: Table = &[
     ("weight", Read(Meaning::Weight)),
     ("real_server", Read(Meaning::RealServer)),
     ("ip_family", Said(&FAMILY)),
-    ("ha_suspend", Said(&CHECK_OPTIONS)),
+    ("ha_suspend", Said(&SUSPEND)),
     ("smtp_alert", Said(&NOTIFY)),
     ("virtualhost", Said(&CHECKS)),
-    ("alpha", Said(&CHECK_OPTIONS)),
+    ("alpha", Read(Meaning::Check(CheckOption::Alpha))),
     ("omega", Said(&NOTIFY)),
     ("quorum", Said(&QUORUM)),
     ("hysteresis", Said(&QUORUM)),
@@ -200,15 +240,15 @@ pub(super) static VIRTUAL_SERVER: Table = &[
     ("sorry_server", Said(&SORRY)),
     ("sorry_server_inhibit", Said(&SORRY)),
     ("sorry_server_lvs_method", Said(&SORRY)),
-    ("connect_timeout", Said(&CHECK_OPTIONS)),
-    ("retry", Said(&CHECK_OPTIONS)),
-    ("delay_before_retry", Said(&CHECK_OPTIONS)),
-    ("warmup", Said(&CHECK_OPTIONS)),
-    ("delay_loop", Said(&CHECK_OPTIONS)),
+    ("connect_timeout", Read(Meaning::Check(CheckOption::Timeout))),
+    ("retry", Read(Meaning::Check(CheckOption::Retries))),
+    ("delay_before_retry", Read(Meaning::Check(CheckOption::RetryDelay))),
+    ("warmup", Said(&WARMUP)),
+    ("delay_loop", Read(Meaning::Check(CheckOption::Interval))),
     ("inhibit_on_failure", Said(&INHIBIT)),
 ];
 
-/// Options of `real_server`. Checks are reported with all that is in them.
+/// Options of `real_server`. Other checks than by TCP are reported with all that is in them.
 pub(super) static REAL_SERVER: Table = &[
     ("weight", Read(Meaning::Weight)),
     ("lvs_method", Read(Meaning::Method)),
@@ -219,16 +259,16 @@ pub(super) static REAL_SERVER: Table = &[
     ("smtp_alert", Said(&NOTIFY)),
     ("virtualhost", Said(&CHECKS)),
     ("snmp_name", Said(&SNMP)),
-    ("alpha", Said(&CHECK_OPTIONS)),
-    ("connect_timeout", Said(&CHECK_OPTIONS)),
-    ("retry", Said(&CHECK_OPTIONS)),
-    ("delay_before_retry", Said(&CHECK_OPTIONS)),
-    ("warmup", Said(&CHECK_OPTIONS)),
-    ("delay_loop", Said(&CHECK_OPTIONS)),
+    ("alpha", Read(Meaning::Check(CheckOption::Alpha))),
+    ("connect_timeout", Read(Meaning::Check(CheckOption::Timeout))),
+    ("retry", Read(Meaning::Check(CheckOption::Retries))),
+    ("delay_before_retry", Read(Meaning::Check(CheckOption::RetryDelay))),
+    ("warmup", Said(&WARMUP)),
+    ("delay_loop", Read(Meaning::Check(CheckOption::Interval))),
     ("inhibit_on_failure", Said(&INHIBIT)),
     ("HTTP_GET", Said(&CHECKS)),
     ("SSL_GET", Said(&CHECKS)),
-    ("TCP_CHECK", Said(&TCP_CHECKS)),
+    ("TCP_CHECK", Read(Meaning::TcpCheck)),
     ("SMTP_CHECK", Said(&CHECKS)),
     ("DNS_CHECK", Said(&CHECKS)),
     ("UDP_CHECK", Said(&CHECKS)),
@@ -236,6 +276,23 @@ pub(super) static REAL_SERVER: Table = &[
     ("MISC_CHECK", Said(&CHECKS)),
     ("BFD_CHECK", Said(&CHECKS)),
     ("FILE_CHECK", Said(&CHECKS)),
+];
+
+/// Options of `TCP_CHECK`.
+pub(super) static TCP_CHECK: Table = &[
+    ("connect_ip", Said(&CONNECT_IP)),
+    ("connect_port", Read(Meaning::Check(CheckOption::Port))),
+    ("bindto", Said(&BIND)),
+    ("bind_if", Said(&BIND)),
+    ("bind_port", Said(&BIND)),
+    ("fwmark", Said(&BIND)),
+    ("alpha", Read(Meaning::Check(CheckOption::Alpha))),
+    ("connect_timeout", Read(Meaning::Check(CheckOption::Timeout))),
+    ("retry", Read(Meaning::Check(CheckOption::Retries))),
+    ("delay_before_retry", Read(Meaning::Check(CheckOption::RetryDelay))),
+    ("warmup", Said(&WARMUP)),
+    ("delay_loop", Read(Meaning::Check(CheckOption::Interval))),
+    ("log_all_failures", Said(&LOG_FAILURES)),
 ];
 
 /// What becomes of an option, if the table has it.
@@ -249,7 +306,7 @@ pub fn known() -> Vec<&'static str> {
     let blocks =
         ["virtual_server", "virtual_server_group", "global_defs", "lvs_timeouts", "fwmark"];
     let top = TOP.iter().map(|(name, _)| *name);
-    let options = VIRTUAL_SERVER.iter().chain(REAL_SERVER).map(|(name, _)| *name);
+    let options = VIRTUAL_SERVER.iter().chain(REAL_SERVER).chain(TCP_CHECK).map(|(name, _)| *name);
     blocks.into_iter().chain(top).chain(options).collect()
 }
 

@@ -8,11 +8,12 @@ use super::super::ledger::{Ledger, Word, shown};
 use super::super::remarks::{engine, firewall_mark, not_a_number, same_port, sctp};
 use super::super::report::{Remark, visible};
 use super::super::thresholds::{self, Thresholds};
+use super::check::{self, Checked};
 use super::group::Group;
 use super::options::{Fate, Meaning, REAL_SERVER, VIRTUAL_SERVER, fate};
 use super::tree::Statement;
 use super::{extra_words, report, single};
-use crate::control::config::{MAX_SERVICES, Protocol, RealTunnel};
+use crate::control::config::{MAX_SERVICES, Protocol, RealTunnel, VipPrefix};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -21,10 +22,10 @@ use std::net::IpAddr;
 const DEFAULT_WEIGHT: u32 = 1;
 
 /// Which option of several counts: the last one, and the others are said to be in vain.
-struct Last<'s, 't>(Option<&'s Statement<'t>>);
+pub(super) struct Last<'s, 't>(pub(super) Option<&'s Statement<'t>>);
 
 impl<'s, 't> Last<'s, 't> {
-    fn set(&mut self, statement: &'s Statement<'t>, ledger: &mut Ledger) {
+    pub(super) fn set(&mut self, statement: &'s Statement<'t>, ledger: &mut Ledger) {
         if let Some(before) = self.0.replace(statement) {
             let why = format!("line {} says it again, and the last one counts", statement.line());
             report(before, Remark::left_out(why, "take it away"), ledger);
@@ -42,11 +43,12 @@ struct Options<'s, 't> {
     name: Last<'s, 't>,
     one_packet: Last<'s, 't>,
     flags: Vec<&'s Statement<'t>>,
+    checks: check::Said<'s, 't>,
     /// With the weight in force where they stand.
     reals: Vec<(&'s Statement<'t>, u32)>,
 }
 
-/// Reads a virtual server into services, one for each address.
+/// Reads a virtual server into services, one for each address or prefix.
 pub(super) fn read(
     statement: &Statement<'_>,
     groups: &HashMap<String, Group>,
@@ -83,15 +85,17 @@ pub(super) fn read(
     let one_packet =
         choices::one_packet(one_packet.as_ref(), protocol, persistence.is_some(), ledger);
     let ports: Vec<u16> = addresses.iter().map(|(_, port)| *port).collect();
-    let mut reals = Vec::new();
+    let (mut reals, mut checked) = (Vec::new(), Vec::new());
     for (option, weight) in &options.reals {
-        reals.extend(real(option, *weight, &method, &ports, ledger));
+        reals.extend(real(option, *weight, &method, &ports, &mut checked, ledger));
     }
+    let check = check::template(&options.checks, &checked, ledger);
+    let addresses = separated(addresses, &reals, persistence.is_some(), &place, ledger);
     if addresses.len() > 1
         && let Some(name) = &name
     {
         let remark = Remark::changed(
-            "one service is made for each address, and they cannot share a name",
+            "more than one service is made of it, and they cannot share a name",
             "rename them in the configuration",
         );
         ledger.report([*name], remark);
@@ -104,18 +108,58 @@ pub(super) fn read(
                 if same { persistence.prefix } else { choices::full_prefix(vip.is_ipv4()) };
             Persistence { prefix, ..persistence }
         };
+        let port = (port != ANY_PORT).then_some(port);
+        let check = check.and_then(|template| {
+            let check = template.of_port(port);
+            if check.is_none() {
+                let remark = Remark::left_out(
+                    format!("{vip} has every port, and nothing says which one to check"),
+                    "give the service a `check` with a `port`",
+                );
+                ledger.note(Some(place.line), None, place.words.clone(), remark);
+            }
+            check
+        });
         services.push(Service {
             place: place.clone(),
             name: name.clone(),
             vip,
-            port: (port != ANY_PORT).then_some(port),
+            port,
             protocol,
             scheduler: scheduler.clone(),
             one_packet,
             persistence: persistence.map(prefix),
+            check,
             reals: reals.clone(),
         });
     }
+}
+
+/// The addresses of a group as services take them: a prefix as one service, unless its addresses would
+/// then share what in IPVS each has of its own.
+fn separated(
+    addresses: Vec<(VipPrefix, u16)>,
+    reals: &[Real],
+    is_persistent: bool,
+    place: &Place,
+    ledger: &mut Ledger,
+) -> Vec<(VipPrefix, u16)> {
+    let bounded = reals.iter().any(|real| real.thresholds != Thresholds::default());
+    if bounded {
+        let hosts = |(vip, port): (VipPrefix, u16)| {
+            vip.addresses().map(move |one| (VipPrefix::host(one), port))
+        };
+        return addresses.into_iter().flat_map(hosts).collect();
+    }
+    if is_persistent && addresses.iter().any(|(vip, _)| vip.host_bits() > 0) {
+        let remark = Remark::changed(
+            "addresses that are a whole prefix become one service, which remembers a client for all \
+             of them; in IPVS each address remembers its own",
+            "nothing, or a service for each address",
+        );
+        ledger.note(Some(place.line), None, place.words.clone(), remark);
+    }
+    addresses
 }
 
 /// Why so many more services, of so many real servers each, do not fit. Groups multiply both, so
@@ -137,7 +181,7 @@ fn place(statement: &Statement<'_>) -> Place {
 fn addresses(
     statement: &Statement<'_>,
     groups: &HashMap<String, Group>,
-) -> Result<Vec<(IpAddr, u16)>, Remark> {
+) -> Result<Vec<(VipPrefix, u16)>, Remark> {
     let words: Vec<&str> = statement.words.iter().map(|word| word.text.as_ref()).collect();
     match words[1..] {
         ["fwmark", ..] => Err(firewall_mark()),
@@ -156,7 +200,7 @@ fn addresses(
             }
             Ok(group.addresses.clone())
         }
-        [address] => Ok(vec![(vip(address)?, ANY_PORT)]),
+        [address] => Ok(vec![(vip(address)?.into(), ANY_PORT)]),
         [address, port] => {
             let port = number(port).ok_or_else(|| {
                 Remark::unknown(
@@ -164,7 +208,7 @@ fn addresses(
                     "names are not looked up: write the number",
                 )
             })?;
-            Ok(vec![(vip(address)?, port)])
+            Ok(vec![(vip(address)?.into(), port)])
         }
         _ => Err(Remark::unknown(
             "it names no service as keepalived.conf(5) says",
@@ -194,6 +238,7 @@ fn options<'s, 't>(statement: &'s Statement<'t>, ledger: &mut Ledger) -> Options
         name: none(),
         one_packet: none(),
         flags: Vec::new(),
+        checks: check::Said::default(),
         reals: Vec::new(),
     };
     let mut weight = DEFAULT_WEIGHT;
@@ -218,21 +263,24 @@ fn options<'s, 't>(statement: &'s Statement<'t>, ledger: &mut Ledger) -> Options
                 weight = number_of(option, ledger).unwrap_or(DEFAULT_WEIGHT);
             }
             Meaning::RealServer => options.reals.push((option, weight)),
+            Meaning::Check(check) => options.checks.add(check, option, ledger),
             // The table of virtual servers has none.
-            Meaning::Upper | Meaning::Lower => report(option, no_such_option(), ledger),
+            Meaning::Upper | Meaning::Lower | Meaning::TcpCheck => {
+                report(option, no_such_option(), ledger)
+            }
         }
     }
     options
 }
 
 /// What an option means; `None` when it was reported.
-fn meaning(
+pub(super) fn meaning(
     option: &Statement<'_>,
     table: &'static [(&'static str, Fate)],
     ledger: &mut Ledger,
 ) -> Option<Meaning> {
     match fate(table, option.name()) {
-        Some(Fate::Read(Meaning::RealServer)) => Some(Meaning::RealServer),
+        Some(Fate::Read(block @ (Meaning::RealServer | Meaning::TcpCheck))) => Some(block),
         Some(Fate::Read(meaning)) => {
             if option.block.is_none() {
                 return Some(meaning);
@@ -393,12 +441,13 @@ fn tunnel(words: &[Word<'_>], ledger: &mut Ledger) -> Method {
     method
 }
 
-/// A real server, or `None` with its report.
-fn real(
-    option: &Statement<'_>,
+/// A real server, or `None` with its report. What it says of checks goes to `checked`.
+fn real<'s, 't>(
+    option: &'s Statement<'t>,
     weight: u32,
     inherited: &Method,
     ports: &[u16],
+    checked: &mut Vec<Checked<'s, 't>>,
     ledger: &mut Ledger,
 ) -> Option<Real> {
     let (address, port) = match head(option) {
@@ -409,11 +458,14 @@ fn real(
         }
     };
     ledger.used(&option.words);
-    let own = real_options(option, ledger);
+    let (own, said, blocks) = real_options(option, ledger);
     let method = own.method.as_ref().unwrap_or(inherited);
     let other_port = port != ANY_PORT && ports.iter().any(|vport| *vport != port);
     let mut say = |remark| ledger.report(&option.words, remark);
-    let (tunnel, commented) = match becomes(method, address, other_port) {
+    let becomes = becomes(method, address, other_port);
+    let is_imported = !matches!(becomes, Becomes::Nothing(_));
+    checked.push(Checked { statement: option, port, is_imported, said, blocks });
+    let (tunnel, commented) = match becomes {
         Becomes::RealServer(tunnel, remark) => {
             remark.map(&mut say);
             (tunnel, None)
@@ -457,23 +509,31 @@ struct RealOptions {
     thresholds: Thresholds,
 }
 
-fn real_options(option: &Statement<'_>, ledger: &mut Ledger) -> RealOptions {
+/// Its own options, and what it says of checks: options, and the blocks of those by TCP.
+fn real_options<'s, 't>(
+    option: &'s Statement<'t>,
+    ledger: &mut Ledger,
+) -> (RealOptions, check::Said<'s, 't>, Vec<&'s Statement<'t>>) {
     let none = || Last(None);
     let (mut method, mut weight, mut upper, mut lower) = (none(), none(), none(), none());
+    let (mut checks, mut blocks) = (check::Said::default(), Vec::new());
     for option in option.options() {
         match meaning(option, REAL_SERVER, ledger) {
             Some(Meaning::Weight) => weight.set(option, ledger),
             Some(Meaning::Method) => method.set(option, ledger),
             Some(Meaning::Upper) => upper.set(option, ledger),
             Some(Meaning::Lower) => lower.set(option, ledger),
+            Some(Meaning::Check(check)) => checks.add(check, option, ledger),
+            Some(Meaning::TcpCheck) => blocks.push(option),
             Some(_) | None => {}
         }
     }
     let upper = upper.0.and_then(|option| said(option, ledger));
     let lower = lower.0.and_then(|option| said(option, ledger));
-    RealOptions {
+    let own = RealOptions {
         method: self::method(method.0, ledger),
         weight: weight.0.and_then(|option| number_of(option, ledger)),
         thresholds: thresholds::read(upper.as_ref(), lower.as_ref(), ledger),
-    }
+    };
+    (own, checks, blocks)
 }

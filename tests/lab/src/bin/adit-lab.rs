@@ -3,7 +3,7 @@
 
 use std::io::{Read, Write};
 
-use adit_lab::{Lab, LabSpec};
+use adit_lab::{Kind, Lab, LabSpec};
 use clap::Parser;
 
 #[derive(Parser)]
@@ -20,6 +20,9 @@ enum Task {
         /// Without databases on the real servers.
         #[arg(long)]
         no_postgres: bool,
+        /// Bare hosts with systemd and sshd, the director's too.
+        #[arg(long)]
+        bare: bool,
     },
     /// Build the Debian root that real servers run on, unless it is there: a minute and 600 MB.
     Prepare,
@@ -29,14 +32,23 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
-        Task::Up { dc1, dc2, no_postgres } => up(dc1, dc2, !no_postgres),
+        Task::Up { dc1, dc2, no_postgres, bare } => {
+            let director = if bare { Kind::Guest } else { Kind::Namespace };
+            up(LabSpec {
+                reals: [dc1, dc2],
+                postgres: !no_postgres,
+                bare,
+                director,
+                ..LabSpec::default()
+            })
+        }
         Task::Prepare => adit_lab::root::debian_root().map(drop).map_err(Into::into),
         Task::Sweep => Ok(adit_lab::run::sweep_leftovers()?),
     }
 }
 
-fn up(dc1: usize, dc2: usize, postgres: bool) -> anyhow::Result<()> {
-    let lab = Lab::build(LabSpec { reals: [dc1, dc2], postgres, ..LabSpec::default() })?;
+fn up(spec: LabSpec) -> anyhow::Result<()> {
+    let lab = Lab::build(spec)?;
     let mut out = std::io::stdout().lock();
     writeln!(out, "run {} in {}", lab.run().prefix(), lab.run().dir().display())?;
     for namespace in [&lab.client, &lab.r0, &lab.dc_routers[0], &lab.dc_routers[1]] {
@@ -53,6 +65,9 @@ fn up(dc1: usize, dc2: usize, postgres: bool) -> anyhow::Result<()> {
             real.machine().boot_time().as_secs_f64(),
             real.ready_after().as_secs_f64()
         )?;
+    }
+    if let Some(access) = lab.access() {
+        writeln!(out, "ssh -i {}", access.key().display())?;
     }
     writeln!(out, "up")?;
     out.flush()?;

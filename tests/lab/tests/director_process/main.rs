@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
 mod capture;
+mod drain;
 mod reload;
 mod worker;
 mod workers;
