@@ -1,8 +1,8 @@
 //! Bytes and slots: the ring, buffers, TAP and sockets of a worker.
 //!
-//! Architecture invariant: this module knows nothing of services, flows or tunnels. It moves frames
+//! Architecture invariant: this crate knows nothing of services, flows or tunnels. It moves frames
 //! between slots and file descriptors and hands them to a [`Handler`]; what a frame means is decided
-//! elsewhere. Every `unsafe` line of the daemon is under this folder.
+//! elsewhere. Every `unsafe` line of the director and of the real server's decapsulator is in it.
 //!
 //! The way through: [`Tap::open`] makes the device, [`choose`] finds out what the kernel can do,
 //! [`Engine::build`] allocates everything, [`Engine::run`] drives a handler on the calling thread

@@ -253,9 +253,9 @@ mod tests {
     fn waiting_ends_by_time() {
         let mut ring = Ring::new(64).unwrap();
         ring.enable().unwrap();
-        let before = crate::io::clock::boottime_ns();
+        let before = crate::clock::boottime_ns();
         ring.submit(1, Some(Duration::from_millis(20))).unwrap();
-        let waited = crate::io::clock::boottime_ns() - before;
+        let waited = crate::clock::boottime_ns() - before;
         assert!(waited >= 19_000_000, "{waited} ns");
     }
 }

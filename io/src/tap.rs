@@ -250,7 +250,7 @@ fn kernel_mac(name: &str) -> [u8; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::testing::in_namespace;
+    use crate::testing::in_namespace;
 
     fn config(name: &str) -> TapConfig {
         TapConfig { name: name.into(), mtu: 1400, queue_length: 777, queues: 1 }
