@@ -1,9 +1,22 @@
-//! Prepares a Linux host as an LVS-TUN real server: a device that unwraps what a director sends, the
-//! VIP on it without answering ARP for it, no reverse-path filter in the way, and a TCP segment
-//! size that leaves room for the outer header.
+//! Prepares a Linux host as an LVS-TUN real server: devices that unwrap what directors send, the
+//! VIPs without answering ARP for them, no reverse-path filter in the way, tunnelled packets from
+//! directors alone, and TCP segments that leave room for the outer header.
 //!
-//! [`plan`] is pure: what is wanted and seen goes in, ordered steps come out. [`effects`] is the
-//! only module that looks at the host and changes it.
+//! What is wanted ([`desired`]) and what is there ([`observed`]) are data; [`plan`] is their pure
+//! difference, and [`verify`] says what is wrong. [`host`] is the only module that looks at the
+//! host and changes it.
 
-pub mod effects;
+pub mod config;
+pub mod desired;
+pub mod firewall;
+pub mod host;
+pub mod kernel;
+pub mod memory;
+#[cfg(test)]
+mod model;
+pub mod networkd;
+pub mod observed;
 pub mod plan;
+pub mod step;
+pub mod verify;
+mod wanted;

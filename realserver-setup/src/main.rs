@@ -1,42 +1,67 @@
 //! `adit-realserver`: makes a host a real server, and an ordinary host again.
 
 mod generate;
+mod report;
 
-use std::io::Write;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{ErrorKind, IsTerminal as _, Write};
 use std::net::{IpAddr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use adit_realserver::plan::{Desired, Mss, MssMethod, Outer, Step};
-use adit_realserver::{effects, plan};
-use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use adit_realserver::config::{self, ConfigErrors, DEFAULT_FILE, Options};
+use adit_realserver::desired::{Desired, Tunnel, VipDevice, WishError};
+use adit_realserver::{host, networkd, verify};
+use anyhow::Context as _;
+use clap::error::ErrorKind as Usage;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 #[derive(Parser)]
 #[command(version, about = "Prepares a Linux host as an LVS-TUN real server")]
+#[command(after_help = "Exit status: 0 fine, 1 refused or traffic would fail, 2 wrong usage. \
+                        See docs/realserver.md.")]
 struct Cli {
     #[command(subcommand)]
     task: Task,
-    /// Print what was done as JSON.
+    /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
 }
 
 #[derive(Subcommand)]
 enum Task {
-    /// Make this host serve the VIPs. May be repeated.
+    /// Show what apply would do, and do nothing.
+    Plan {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Make this host serve the VIPs, and these only. May be repeated, also after an interruption.
     Apply {
         #[command(flatten)]
         target: Target,
-        /// MTU in bytes of the path from the directors, to clamp TCP segments to what fits behind
-        /// the outer header; 0 leaves the segment size alone.
-        #[arg(long, default_value_t = 1500)]
-        path_mtu: u16,
     },
-    /// Stop serving the VIPs.
-    Remove {
+    /// Say what is in force, what it means, and how to mend what is wrong.
+    Verify {
         #[command(flatten)]
         target: Target,
+    },
+    /// Leave this host as it was found before apply. Needs no configuration.
+    Remove {
+        /// Show what would be done, and do nothing.
+        #[arg(long)]
+        dry_run: bool,
+        /// Not needed, and not read: what was changed is remembered.
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Write the same as files for the system's own services: modules-load.d, sysctl.d,
+    /// systemd-networkd, nftables.
+    Networkd {
+        #[command(flatten)]
+        target: Target,
+        /// Directory that stands for /etc.
+        directory: PathBuf,
     },
     /// Print a completion script for a shell.
     #[command(hide = true)]
@@ -52,80 +77,169 @@ enum Task {
     },
 }
 
+/// Options go before the file, each in place of the file's whole list.
 #[derive(Args)]
 struct Target {
-    /// Virtual IP; may be given several times. VIPs that are not given stay as they are.
-    #[arg(long = "vip", required = true)]
-    vips: Vec<IpAddr>,
-    /// IP version of the directors' outer header.
-    #[arg(long, value_enum, default_value_t = OuterVersion::V4)]
-    outer: OuterVersion,
+    /// Configuration file [default: /etc/adit/realserver.toml, if it is there].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Virtual IP, or a prefix of them; may be given several times.
+    #[arg(long = "vip", value_name = "ADDRESS", value_parser = vips)]
+    vips: Vec<Vips>,
+    /// Address that a director's tunnelled packets come from; may be given several times. Those of
+    /// others are dropped.
+    #[arg(long = "director", value_name = "ADDRESS", value_parser = director)]
+    directors: Vec<IpAddr>,
+    /// ipip, sit, ip6tnl, gre or gue; may be given several times [default: IP in IP for the IP versions
+    /// of VIPs and directors].
+    #[arg(long = "tunnel", value_name = "KIND", value_parser = tunnel)]
+    tunnels: Vec<Tunnel>,
+    /// MTU in bytes of the path from the directors, to limit TCP segments to what fits behind the
+    /// outer header; 0 leaves the segment size alone [default: 1500].
+    #[arg(long, value_name = "BYTES")]
+    path_mtu: Option<u16>,
+    /// Where VIPs are put: tunnel or lo [default: tunnel].
+    #[arg(long, value_name = "DEVICE", value_parser = vip_device)]
+    vip_device: Option<VipDevice>,
     /// This host's IPv6 address that directors send to, when it has several.
-    #[arg(long)]
+    #[arg(long, value_name = "ADDRESS")]
     local: Option<Ipv6Addr>,
+    /// UDP port of GUE [default: 6080].
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    gue_port: Option<u16>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum OuterVersion {
-    #[value(name = "ipv4")]
-    V4,
-    #[value(name = "ipv6")]
-    V6,
+/// What one --vip stands for.
+#[derive(Clone)]
+struct Vips(Vec<IpAddr>);
+
+fn said((message, help): (String, String)) -> String {
+    format!("{message} ({help})")
 }
 
-impl Target {
-    fn outer(&self) -> anyhow::Result<Outer> {
-        Ok(match (self.outer, self.local) {
-            (OuterVersion::V4, _) => Outer::V4,
-            (OuterVersion::V6, Some(local)) => Outer::V6(local),
-            (OuterVersion::V6, None) => Outer::V6(effects::own_address6()?),
-        })
-    }
+fn vips(text: &str) -> Result<Vips, String> {
+    config::parse_vips(text).map(Vips).map_err(said)
+}
+
+fn director(text: &str) -> Result<IpAddr, String> {
+    config::parse_director(text).map_err(said)
+}
+
+fn tunnel(text: &str) -> Result<Tunnel, String> {
+    config::parse_tunnel(text).map_err(said)
+}
+
+fn vip_device(text: &str) -> Result<VipDevice, String> {
+    config::parse_vip_device(text).map_err(said)
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match carry_out(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
+            let mut stderr = std::io::stderr();
+            let coloured = stderr.is_terminal();
             // Nowhere to say it when standard error is closed.
-            let _ = writeln!(std::io::stderr(), "adit-realserver: {error:#}");
+            let _ = match error.downcast_ref::<ConfigErrors>() {
+                Some(errors) => write!(stderr, "{errors}\n\n{}", errors.render(coloured)),
+                None => writeln!(stderr, "adit-realserver: {error:#}"),
+            };
             ExitCode::FAILURE
         }
     }
 }
 
-fn carry_out(cli: &Cli) -> anyhow::Result<()> {
-    let steps = match &cli.task {
-        Task::Apply { target, path_mtu } => {
-            let mss = if *path_mtu == 0 { Mss::Unclamped } else { Mss::ForPathMtu(*path_mtu) };
-            let method = match mss {
-                Mss::Unclamped => MssMethod::Nftables,
-                Mss::ForPathMtu(_) => effects::mss_method()?,
-            };
-            let desired = Desired { vips: target.vips.clone(), outer: target.outer()?, mss };
-            plan::apply(&desired, &method, effects::tunnel6()?)?
+/// Returns whether all is fine.
+fn carry_out(cli: &Cli) -> anyhow::Result<bool> {
+    match &cli.task {
+        Task::Plan { target } => {
+            let desired = target.desired()?;
+            let plan = host::preview(Some(&desired), &host::look()?)?;
+            report::steps(&plan.steps, &plan.notes, cli.json)?;
         }
-        Task::Remove { target } => {
-            let mut others = effects::served()?;
-            others.retain(|vip| !target.vips.contains(vip));
-            plan::remove(&target.vips, target.outer()?, &others)
+        Task::Apply { target } => {
+            let done = host::carry_out(Some(&target.desired()?))?;
+            report::steps(&done.steps, &done.notes, cli.json)?;
         }
-        Task::Completions { shell } => return generate::completions(*shell),
-        Task::Man { directory } => return generate::man(directory),
-    };
-    effects::carry_out(&steps)?;
-    show(&steps, cli.json).context("print what was done")
+        Task::Verify { target } => {
+            let findings = verify::verify(&target.desired()?, &host::look()?);
+            report::findings(&findings, cli.json)?;
+            return Ok(verify::is_fine(&findings));
+        }
+        Task::Remove { dry_run: true, .. } => {
+            let plan = host::preview(None, &host::look()?)?;
+            report::steps(&plan.steps, &plan.notes, cli.json)?;
+        }
+        Task::Remove { dry_run: false, .. } => {
+            let done = host::carry_out(None)?;
+            report::steps(&done.steps, &done.notes, cli.json)?;
+        }
+        Task::Networkd { target, directory } => {
+            let files = networkd::files(&target.desired()?)?;
+            for file in &files {
+                write_file(&directory.join(&file.path), &file.text)?;
+            }
+            report::files(directory, &files, cli.json)?;
+        }
+        Task::Completions { shell } => generate::completions(*shell)?,
+        Task::Man { directory } => generate::man(directory)?,
+    }
+    Ok(true)
 }
 
-fn show(steps: &[Step], json: bool) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    if json {
-        writeln!(out, "{}", serde_json::json!({ "done": steps }))?;
-    } else {
-        for step in steps {
-            writeln!(out, "{step}")?;
+/// Replaces a file, wholly or not at all: at boot, half a file is worse than none.
+fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    let write = || {
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
+        }
+        let new = path.with_extension("adit-new");
+        fs::write(&new, text)?;
+        fs::rename(&new, path)
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+impl Target {
+    /// What is wanted, by options and file.
+    fn desired(&self) -> anyhow::Result<Desired> {
+        let file = match &self.config {
+            Some(path) => read(path)?,
+            None => match read(Path::new(DEFAULT_FILE)) {
+                Err(error) if is_missing(&error) => Options::default(),
+                file => file?,
+            },
+        };
+        let options = self.options().over(file);
+        if options.vips.is_empty() && self.config.is_none() && !Path::new(DEFAULT_FILE).exists() {
+            let missing = format!("give --vip and --director, or write {DEFAULT_FILE}");
+            Cli::command().error(Usage::MissingRequiredArgument, missing).exit();
+        }
+        Desired::new(options.wishes()).map_err(|error: WishError| error.into())
+    }
+
+    fn options(&self) -> Options {
+        let vips: BTreeSet<_> = self.vips.iter().flat_map(|vips| &vips.0).copied().collect();
+        Options {
+            vips,
+            directors: self.directors.iter().copied().collect(),
+            tunnels: self.tunnels.iter().copied().collect(),
+            path_mtu: self.path_mtu,
+            vip_device: self.vip_device,
+            local: self.local,
+            gue_port: self.gue_port,
         }
     }
-    Ok(())
+}
+
+fn read(path: &Path) -> anyhow::Result<Options> {
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path).with_context(|| format!("read {name}"))?;
+    Ok(config::parse(&name, &text)?)
+}
+
+fn is_missing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::NotFound)
 }

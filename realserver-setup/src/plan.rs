@@ -1,415 +1,303 @@
-//! What must be done, in which order: pure.
+//! The steps from what is there to what is wanted: pure.
+//!
+//! The order is that of the plan's parts below. It holds whatever is there already, and after an
+//! interruption at any step, since every plan is made anew from what is seen:
+//!
+//! - what is about to change is written down first;
+//! - modules and devices, which are down when they are new;
+//! - kernel parameters, so that ARP is silent before there is a VIP;
+//! - VIPs, then rules, and the devices are set up last: nothing is unwrapped before the rules say whose;
+//! - what earlier runs left and is of no use any more goes in the opposite order, except that rules, which
+//!   also keep others out, stay until nothing unwraps.
 
-use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+mod silence;
+mod surplus;
 
-use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 
-/// The decapsulating device for IPv6 outer headers, which `apply` makes.
-///
-/// It is a device of our own since the module's `ip6tnl0` only unwraps IPv6 in IPv6, and its mode
-/// cannot be changed (`ip6_tnl_changelink` in net/ipv6/ip6_tunnel.c refuses the fallback device).
-pub const TUNNEL6: &str = "adit-ip6";
+use crate::desired::Desired;
+use crate::firewall::version_name;
+use crate::kernel::{Device, ParameterName, Version, unwraps};
+use crate::memory::{Change, Memory};
+use crate::observed::{Link, Observed};
+use crate::step::Step;
+use crate::wanted::Wanted;
 
-/// All devices that unwrap packets for VIPs.
-pub const DEVICES: [&str; 3] = ["tunl0", "sit0", TUNNEL6];
-
-/// Number of the routing table and priority of the rules that carry the segment size.
-pub const MSS_TABLE: u32 = 7705;
-
-/// The nftables table of those limits, of family `inet`.
-const NFT_TABLE: &str = "adit_realserver";
-
-/// Outer header sizes: RFC 2003 (an IPv4 header) and RFC 2473 (an IPv6 header).
-const OUTER_V4: u16 = 20;
-const OUTER_V6: u16 = 40;
-
-/// What a real server must be.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Desired {
-    /// Addresses whose traffic the host serves.
-    pub vips: Vec<IpAddr>,
-    /// Version of the outer header that directors use for all VIPs of the list.
-    pub outer: Outer,
-    /// Limit for the TCP segments that clients send.
-    pub mss: Mss,
+/// What is to be done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Steps in their order. Empty where everything is as wanted.
+    pub steps: Vec<Step>,
+    /// What stays as it is although one might expect otherwise, and why.
+    pub notes: Vec<String>,
 }
 
-/// IP version of the outer header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outer {
-    /// IPv4: `tunl0` unwraps IPv4, `sit0` unwraps IPv6.
-    V4,
-    /// IPv6, to this address of the host.
-    V6(Ipv6Addr),
-}
-
-/// Limit for the segments that clients send; the host announces it in its SYN-ACK.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mss {
-    /// The host's own: clients learn the path's MTU by ICMP.
-    Unclamped,
-    /// What fits the given path MTU, in bytes, with the outer header.
-    ForPathMtu(u16),
-}
-
-/// How the segment size can be limited on this host.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum MssMethod {
-    /// An nftables rule on SYN-ACKs from the VIP.
-    Nftables,
-    /// A route of its own for replies from the VIP, with `advmss`: where nftables lacks the
-    /// `inet` family. The parts are the default route's, per IP version.
-    Route {
-        /// IPv4 default route, as in `via 10.0.0.1 dev eth0`.
-        v4: Option<String>,
-        /// IPv6 default route.
-        v6: Option<String>,
-    },
-}
-
-/// One change of the host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Step {
-    /// Load a kernel module, or find it built in.
-    Module(String),
-    /// Set a kernel parameter.
-    Sysctl {
-        /// Name with dots.
-        name: String,
-        /// Value to write.
-        value: String,
-    },
-    /// Give a kernel parameter back the value that it had before `apply`.
-    RestoreSysctl(String),
-    /// Run `ip` with these words.
-    Ip(String),
-    /// Run `ip` with these words, and be content when there is nothing to remove.
-    IpIfPresent(String),
-    /// Load this nftables ruleset.
-    Nft(String),
-    /// Remove this nftables table or chain, and be content when it is not there.
-    NftDelete(String),
-}
-
-impl fmt::Display for Step {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Module(name) => write!(f, "modprobe {name}"),
-            Self::Sysctl { name, value } => write!(f, "sysctl {name}={value}"),
-            Self::RestoreSysctl(name) => write!(f, "sysctl {name}=<as before>"),
-            Self::Ip(words) | Self::IpIfPresent(words) => write!(f, "ip {words}"),
-            Self::Nft(ruleset) => write!(f, "nft {ruleset}"),
-            Self::NftDelete(what) => write!(f, "nft delete {what}"),
-        }
+impl Plan {
+    /// Does it change the host?
+    #[must_use]
+    pub fn changes_host(&self) -> bool {
+        self.steps.iter().any(Step::changes_host)
     }
 }
 
 /// Why there is no plan.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PlanError {
-    /// Nothing to serve.
-    #[error("no VIP is given")]
-    NoVip,
-    /// The tunnel device has another local address, and VIPs on it.
+    /// A VIP is an ordinary address of the host.
     #[error(
-        "{TUNNEL6} unwraps what is sent to {local}, and would lose its VIPs: remove them first \
-         (adit-realserver remove), or keep that address (--local {local})"
+        "{vip} is an address of {device}, which answers for it: a VIP is the director's on the network. \
+         Take it away there first (ip addr del {vip}/… dev {device}), and from the host's network \
+         configuration"
     )]
-    OtherTunnel {
-        /// What it unwraps.
-        local: Ipv6Addr,
-    },
-    /// The segment size cannot be announced by a route that does not exist.
-    #[error("{vip}: no nftables `inet` family and no default route to announce a segment size by")]
-    NoRoute {
-        /// The VIP whose replies have no default route.
+    VipElsewhere {
+        /// The VIP.
         vip: IpAddr,
+        /// Where it is.
+        device: String,
     },
-    /// The path is smaller than any IP host must take.
-    #[error("a path MTU of {mtu} bytes leaves no room for a segment behind the outer header")]
-    PathTooSmall {
-        /// The given path MTU in bytes.
-        mtu: u16,
+    /// Somebody else's device has the name of ours.
+    #[error(
+        "{} is there and does not unwrap both IP versions for {local}, and was not made by \
+         adit-realserver: remove it (ip link del {}), or name the address that it has as `local`",
+        device.name(), device.name()
+    )]
+    ForeignDevice {
+        /// The device.
+        device: Device,
+        /// What it should unwrap for.
+        local: std::net::Ipv6Addr,
+    },
+    /// The module is there and its device is not.
+    #[error(
+        "the kernel has {}, but no {} here: fallback devices are only made in the host's own network \
+         namespace (sysctl net.core.fb_tunnels_only_for_init_net)",
+        device.module().name(), device.name()
+    )]
+    NoDevice {
+        /// The device.
+        device: Device,
+    },
+    /// It is not known where directors send to over IPv6.
+    #[error(
+        "this host has {count} IPv6 addresses: name the one that directors send to (local = \"…\", or \
+         --local)"
+    )]
+    Local {
+        /// How many it has.
+        count: usize,
+    },
+    /// A segment size cannot be announced by a route that does not exist.
+    #[error(
+        "neither nftables nor a default route for {} to announce a segment size by: install nftables, or \
+         set path_mtu = 0",
+        version_name(*.0)
+    )]
+    NoRoute(Version),
+    /// A plan that must not be carried out.
+    #[error(
+        "refused: after `{step}` this host would have {vip} and answer ARP for it; this is a fault of \
+         adit-realserver"
+    )]
+    Loud {
+        /// The VIP.
+        vip: IpAddr,
+        /// The step after which it would be so.
+        step: String,
     },
 }
 
-/// The device that unwraps packets to `vip`.
-#[must_use]
-pub fn device(vip: IpAddr, outer: Outer) -> &'static str {
-    match (outer, vip) {
-        (Outer::V4, IpAddr::V4(_)) => "tunl0",
-        (Outer::V4, IpAddr::V6(_)) => "sit0",
-        (Outer::V6(_), _) => TUNNEL6,
-    }
-}
-
-/// Kernel parameters that keep the host silent about the VIP, and take the filter off the way.
-///
-/// All are of `all`: the filter's effective value is the maximum of `all` and the device's
-/// (`IN_DEV_MAXCONF` in include/linux/inetdevice.h), and so are the ARP values.
-const SYSCTLS: [(&str, &str); 3] = [
-    ("net.ipv4.conf.all.arp_ignore", "1"),
-    ("net.ipv4.conf.all.arp_announce", "2"),
-    ("net.ipv4.conf.all.rp_filter", "0"),
-];
-
-/// Steps that make the host a real server. The ARP values come before the VIP: the other
-/// order answers for the VIP in between. All steps may be repeated. `tunnel6` is the local address
-/// of [`TUNNEL6`] where the host has that device.
+/// What must be done so that the host is a real server; `None`: an ordinary host, as it was found.
 ///
 /// # Errors
 /// See [`PlanError`].
-pub fn apply(
-    desired: &Desired,
-    method: &MssMethod,
-    tunnel6: Option<Ipv6Addr>,
-) -> Result<Vec<Step>, PlanError> {
-    if desired.vips.is_empty() {
-        return Err(PlanError::NoVip);
+pub fn plan(desired: Option<&Desired>, observed: &Observed) -> Result<Plan, PlanError> {
+    let mut seen = observed.clone();
+    let mut wanted = Wanted::default();
+    let mut renewed = Vec::new();
+    if let Some(desired) = desired {
+        elsewhere(desired, observed)?;
+        renewed = renew(desired, &mut seen)?;
+        wanted = Wanted::new(desired, &seen)?;
     }
+    let mut missing = Missing { observed: &seen, memory: observed.memory.clone(), steps: renewed };
+    missing.modules(&wanted);
+    missing.devices(&wanted)?;
+    missing.parameters(&wanted);
+    missing.addresses(&wanted);
+    missing.rules(&wanted);
+    missing.ports(&wanted);
+    missing.up(&wanted);
+    let Missing { memory, steps: mut changes, .. } = missing;
+
+    let surplus = surplus::surplus(&wanted, &seen, memory.clone());
+    changes.extend(surplus.steps);
     let mut steps = Vec::new();
-    let mut devices: Vec<&str> = Vec::new();
-    for &vip in &desired.vips {
-        let device = device(vip, desired.outer);
-        if devices.contains(&device) {
+    if !changes.is_empty() && memory != observed.memory {
+        steps.push(Step::Remember(memory.clone()));
+    }
+    let written = if changes.is_empty() { &observed.memory } else { &memory };
+    let left = surplus.memory;
+    let rest = (left != *written).then_some(Step::Remember(left));
+    steps.extend(changes);
+    steps.extend(rest);
+    silence::stays_silent(observed, &steps)?;
+    Ok(Plan { steps, notes: surplus.notes })
+}
+
+/// Refuses VIPs that are on devices which answer for them.
+fn elsewhere(desired: &Desired, observed: &Observed) -> Result<(), PlanError> {
+    for &vip in desired.vips() {
+        if let Some(device) = observed.holders(vip).find(|name| *name != "lo" && !unwraps(name)) {
+            return Err(PlanError::VipElsewhere { vip, device: device.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Collects the steps towards what is wanted, and notes what they change.
+struct Missing<'o> {
+    observed: &'o Observed,
+    memory: Memory,
+    steps: Vec<Step>,
+}
+
+impl Missing<'_> {
+    fn modules(&mut self, wanted: &Wanted) {
+        for &module in &wanted.modules {
+            if !self.observed.modules.contains(&module) {
+                self.memory.modules.insert(module);
+                self.steps.push(Step::Load(module));
+            }
+        }
+    }
+
+    fn devices(&mut self, wanted: &Wanted) -> Result<(), PlanError> {
+        for &device in &wanted.devices {
+            if self.observed.links.contains_key(device.name()) {
+                continue;
+            }
+            if device.made().is_none() && self.observed.modules.contains(&device.module()) {
+                return Err(PlanError::NoDevice { device });
+            }
+            // Without a local address it comes with its module.
+            if let Some(local) = wanted.local.filter(|_| device.made().is_some()) {
+                self.memory.devices.insert(device.name().to_owned());
+                self.steps.push(Step::Make { device, local });
+            }
+        }
+        Ok(())
+    }
+
+    fn parameters(&mut self, wanted: &Wanted) {
+        for (parameter, value) in &wanted.parameters {
+            // A new device has what `default` says; should the device outlive us, it gets that.
+            let default = self.observed.own(parameter.name, "default");
+            let current = self.observed.parameters.get(parameter).copied().unwrap_or(default);
+            let new = Change { found: current, set: BTreeSet::new() };
+            let change = self.memory.parameters.entry(parameter.clone()).or_insert(new);
+            if !change.set.contains(&current) && current != change.found {
+                // Somebody else has set it since.
+                *change = Change { found: current, set: BTreeSet::new() };
+            }
+            change.set.insert(*value);
+            self.steps.push(Step::Set { parameter: parameter.clone(), value: *value });
+        }
+    }
+
+    fn addresses(&mut self, wanted: &Wanted) {
+        for (device, address) in &wanted.addresses {
+            let link = self.observed.links.get(device);
+            if link.is_some_and(|link| link.addresses.contains(address)) {
+                continue;
+            }
+            self.memory.addresses.entry(device.clone()).or_default().insert(*address);
+            self.steps.push(Step::AddAddress { device: device.clone(), address: *address });
+        }
+    }
+
+    fn rules(&mut self, wanted: &Wanted) {
+        let Some(rules) = wanted.rules.as_ref().filter(|rules| !rules.is_empty()) else {
+            return self.routes(wanted);
+        };
+        if self.observed.table != Some(rules.table()) {
+            self.steps.push(Step::SetTable(rules.clone()));
+        }
+    }
+
+    fn routes(&mut self, wanted: &Wanted) {
+        let there = &self.observed.routes;
+        for (&version, (way, size)) in &wanted.routes.routes {
+            if there.routes.get(&version) != Some(&(way.clone(), *size)) {
+                self.steps.push(Step::SetRoute { version, way: way.clone(), size: *size });
+            }
+        }
+        let new = wanted.routes.sources.difference(&there.sources);
+        self.steps.extend(new.map(|source| Step::AddSource(*source)));
+    }
+
+    fn ports(&mut self, wanted: &Wanted) {
+        for &port in wanted.ports.difference(&self.observed.ports) {
+            self.memory.ports.insert(port);
+            self.steps.push(Step::AddPort(port));
+        }
+    }
+
+    fn up(&mut self, wanted: &Wanted) {
+        for &device in &wanted.devices {
+            let name = device.name();
+            let link = self.observed.links.get(name);
+            if link.is_some_and(|link| link.up) {
+                continue;
+            }
+            // Ours are not among those that were found.
+            let found = |address: &&IpAddr| !self.memory.has_address(name, **address);
+            let found = link.map(|link| link.addresses.iter().filter(found).copied().collect());
+            self.memory.down.entry(name.to_owned()).or_insert_with(|| found.unwrap_or_default());
+            self.steps.push(Step::Up(name.to_owned()));
+        }
+    }
+}
+
+/// Steps that remove devices of ours which unwrap for another address than is wanted now; `seen` loses
+/// them too.
+fn renew(desired: &Desired, seen: &mut Observed) -> Result<Vec<Step>, PlanError> {
+    let Some(local) = crate::wanted::local(desired, seen)? else { return Ok(Vec::new()) };
+    let mut steps = Vec::new();
+    for device in desired.devices() {
+        let (name, Some(kind)) = (device.name(), device.made()) else { continue };
+        let wrong = |link: &&Link| !fits(link, device, kind, local.into());
+        if seen.links.get(name).filter(wrong).is_none() {
             continue;
         }
-        devices.push(device);
-        let module = match device {
-            "tunl0" => "ipip",
-            "sit0" => "sit",
-            _ => "ip6_tunnel",
-        };
-        steps.push(Step::Module(module.to_owned()));
-    }
-    for (name, value) in SYSCTLS {
-        steps.push(Step::Sysctl { name: name.to_owned(), value: value.to_owned() });
-    }
-    if let (Outer::V6(local), Some(other)) = (desired.outer, tunnel6)
-        && local != other
-    {
-        return Err(PlanError::OtherTunnel { local: other });
-    }
-    for &device in &devices {
-        if let Outer::V6(local) = desired.outer
-            && tunnel6.is_none()
-        {
-            // One of that name that does not unwrap both versions is of no use.
-            steps.push(Step::IpIfPresent(format!("link del {device}")));
-            steps.push(Step::Ip(format!(
-                "link add {device} type ip6tnl mode any local {local} remote :: encaplimit none"
-            )));
+        if !seen.memory.devices.contains(name) {
+            return Err(PlanError::ForeignDevice { device, local });
         }
-        let name = format!("net.ipv4.conf.{device}.rp_filter");
-        steps.push(Step::Sysctl { name, value: "0".to_owned() });
-        steps.push(Step::Ip(format!("link set {device} up")));
-    }
-    steps.extend(clamp(desired, method)?);
-    for &vip in &desired.vips {
-        let device = device(vip, desired.outer);
-        steps.push(Step::Ip(match vip {
-            IpAddr::V4(vip) => format!("addr replace {vip}/32 dev {device}"),
-            IpAddr::V6(vip) => format!("addr replace {vip}/128 dev {device} nodad"),
-        }));
+        seen.links.remove(name);
+        seen.parameters.retain(|parameter, _| parameter.scope != name);
+        steps.push(Step::Unmake(device));
     }
     Ok(steps)
 }
 
-/// Steps that take the VIPs away again: VIPs first, the ARP values last. While the host serves
-/// `others`, devices and ARP values stay, else it would answer ARP for those.
+/// Is this the device that [`Step::Make`] makes?
+fn fits(link: &Link, device: Device, kind: &str, local: IpAddr) -> bool {
+    let both = link.both_versions || device != Device::Ip6;
+    link.kind == kind && link.local == Some(local) && link.remote.is_none() && both
+}
+
+/// Does any of the host's devices filter by the reverse path, so that what is unwrapped is dropped?
+/// The value in force: 1 drops packets of clients, which are not reached by the tunnel; 2 does so where the
+/// device has no IPv4 address (`__fib_validate_source` in net/ipv4/fib_frontend.c).
 #[must_use]
-pub fn remove(vips: &[IpAddr], outer: Outer, others: &[IpAddr]) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for &vip in vips {
-        let (device, bits) = (device(vip, outer), if vip.is_ipv4() { 32 } else { 128 });
-        steps.push(Step::IpIfPresent(format!("addr del {vip}/{bits} dev {device}")));
-        steps.extend(unclamp(vip));
-    }
-    if !others.is_empty() {
-        return steps;
-    }
-    for version in ["-4", "-6"] {
-        steps.push(Step::IpIfPresent(format!("{version} route flush table {MSS_TABLE}")));
-    }
-    steps.push(Step::NftDelete(format!("table inet {NFT_TABLE}")));
-    let mut devices: Vec<_> = vips.iter().map(|&vip| device(vip, outer)).collect();
-    devices.sort_unstable();
-    devices.dedup();
-    for device in devices {
-        steps.push(Step::IpIfPresent(match outer {
-            Outer::V4 => format!("link set {device} down"),
-            Outer::V6(_) => format!("link del {device}"),
-        }));
-    }
-    for (name, _) in SYSCTLS.iter().rev() {
-        steps.push(Step::RestoreSysctl((*name).to_owned()));
-    }
-    steps
-}
-
-/// The largest segment that fits `path_mtu` behind both headers and TCP's own 20 bytes.
-fn segment_size(vip: IpAddr, outer: Outer, path_mtu: u16) -> Result<u16, PlanError> {
-    let outer = match outer {
-        Outer::V4 => OUTER_V4,
-        Outer::V6(_) => OUTER_V6,
+pub fn filters(observed: &Observed, device: &str) -> bool {
+    let has_address = || {
+        let link = observed.links.get(device);
+        link.is_some_and(|link| link.addresses.iter().any(IpAddr::is_ipv4))
     };
-    let inner = if vip.is_ipv4() { 40 } else { 60 };
-    // 536: what every IPv4 host takes (RFC 9293 §3.7.1); below, something else is wrong.
-    path_mtu
-        .checked_sub(outer + inner)
-        .filter(|&size| size >= 536)
-        .ok_or(PlanError::PathTooSmall { mtu: path_mtu })
-}
-
-/// The chain that limits the segments of one VIP, with its table.
-fn nft_chain(vip: IpAddr) -> String {
-    let vip = vip.to_string().replace(['.', ':'], "_");
-    format!("inet {NFT_TABLE} vip_{vip}")
-}
-
-/// Steps that take the limit of a VIP's segments away, whichever way it was set.
-fn unclamp(vip: IpAddr) -> [Step; 2] {
-    let version = if vip.is_ipv4() { "-4" } else { "-6" };
-    [
-        Step::IpIfPresent(format!("{version} rule del from {vip} lookup {MSS_TABLE}")),
-        Step::NftDelete(format!("chain {}", nft_chain(vip))),
-    ]
-}
-
-fn clamp(desired: &Desired, method: &MssMethod) -> Result<Vec<Step>, PlanError> {
-    let Mss::ForPathMtu(path_mtu) = desired.mss else {
-        // An earlier run may have limited them.
-        return Ok(desired.vips.iter().flat_map(|&vip| unclamp(vip)).collect());
-    };
-    match method {
-        MssMethod::Nftables => {
-            // A chain for each VIP, so that those of other runs stay.
-            let mut ruleset = format!("add table inet {NFT_TABLE}");
-            for &vip in &desired.vips {
-                let size = segment_size(vip, desired.outer, path_mtu)?;
-                let version = if vip.is_ipv4() { "ip" } else { "ip6" };
-                let chain = nft_chain(vip);
-                ruleset.push_str(&format!(
-                    "; add chain {chain} {{ type filter hook output priority mangle; }}; \
-                     flush chain {chain}; \
-                     add rule {chain} {version} saddr {vip} tcp flags & (syn|ack) == (syn|ack) \
-                     tcp option maxseg size > {size} tcp option maxseg size set {size}"
-                ));
-            }
-            Ok(vec![Step::Nft(ruleset)])
-        }
-        MssMethod::Route { v4, v6 } => {
-            let mut steps = Vec::new();
-            for &vip in &desired.vips {
-                let size = segment_size(vip, desired.outer, path_mtu)?;
-                let (version, route) = if vip.is_ipv4() { ("-4", v4) } else { ("-6", v6) };
-                let route = route.as_ref().ok_or(PlanError::NoRoute { vip })?;
-                let rule = format!("from {vip} lookup {MSS_TABLE}");
-                steps.extend([
-                    Step::Ip(format!(
-                        "{version} route replace default {route} advmss {size} table {MSS_TABLE}"
-                    )),
-                    Step::IpIfPresent(format!("{version} rule del {rule}")),
-                    Step::Ip(format!("{version} rule add {rule} priority {MSS_TABLE}")),
-                ]);
-            }
-            Ok(steps)
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const VIP: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(198, 51, 100, 10));
-
-    fn desired(outer: Outer, mss: Mss) -> Desired {
-        Desired { vips: vec![VIP, "2001:db8:100::10".parse().unwrap()], outer, mss }
-    }
-
-    fn text(steps: &[Step]) -> Vec<String> {
-        steps.iter().map(ToString::to_string).collect()
-    }
-
-    #[test]
-    fn arp_is_silenced_before_the_vip_comes_and_after_it_goes() {
-        let wanted = desired(Outer::V4, Mss::Unclamped);
-        let steps = text(&apply(&wanted, &MssMethod::Nftables, None).unwrap());
-        let at = |steps: &[String], word: &str| {
-            steps.iter().position(|step| step.contains(word)).unwrap_or_else(|| panic!("{word}"))
-        };
-        assert!(at(&steps, "modprobe ipip") < at(&steps, "tunl0.rp_filter"));
-        for silence in ["arp_ignore=1", "arp_announce=2", "all.rp_filter=0"] {
-            assert!(at(&steps, silence) < at(&steps, "addr replace 198.51.100.10/32 dev tunl0"));
-        }
-        let steps = text(&remove(&wanted.vips, wanted.outer, &[]));
-        assert!(at(&steps, "addr del 198.51.100.10/32 dev tunl0") < at(&steps, "arp_ignore"));
-        assert!(at(&steps, "addr del 198.51.100.10/32") < at(&steps, "link set tunl0 down"));
-    }
-
-    #[test]
-    fn a_vip_that_stays_keeps_its_silence() {
-        let other = "198.51.100.11".parse().unwrap();
-        let steps = text(&remove(&[VIP], Outer::V4, &[other])).join("\n");
-        assert!(steps.contains("addr del 198.51.100.10/32"), "{steps}");
-        assert!(!steps.contains("arp_ignore") && !steps.contains("link set"), "{steps}");
-    }
-
-    #[test]
-    fn devices_follow_both_ip_versions() {
-        let six = Outer::V6("fd00::1".parse().unwrap());
-        let steps =
-            text(&apply(&desired(six, Mss::Unclamped), &MssMethod::Nftables, None).unwrap());
-        assert!(steps.contains(&"modprobe ip6_tunnel".to_owned()), "{steps:?}");
-        assert!(steps.contains(&"ip addr replace 198.51.100.10/32 dev adit-ip6".to_owned()));
-        let steps =
-            text(&apply(&desired(Outer::V4, Mss::Unclamped), &MssMethod::Nftables, None).unwrap());
-        assert!(steps.contains(&"ip addr replace 2001:db8:100::10/128 dev sit0 nodad".to_owned()));
-    }
-
-    #[test]
-    fn a_tunnel_that_is_there_is_left_alone() {
-        let local = "fd00::1".parse().unwrap();
-        let wanted = desired(Outer::V6(local), Mss::Unclamped);
-        let with = |tunnel6| text(&apply(&wanted, &MssMethod::Nftables, tunnel6).unwrap());
-        let made = |steps: &[String]| steps.iter().any(|step| step.contains("link add adit-ip6"));
-        assert!(made(&with(None)));
-        let other = "fd00::2".parse().unwrap();
-        let refused = apply(&wanted, &MssMethod::Nftables, Some(other));
-        assert_eq!(refused, Err(PlanError::OtherTunnel { local: other }));
-        let again = with(Some(local));
-        assert!(!made(&again) && !again.iter().any(|s| s.contains("link del")), "{again:?}");
-    }
-
-    #[test]
-    fn segments_leave_room_for_the_outer_header() {
-        let wanted = desired(Outer::V4, Mss::ForPathMtu(1500));
-        let routes =
-            MssMethod::Route { v4: Some("via 10.0.0.1".into()), v6: Some("via fd00::1".into()) };
-        let steps = text(&apply(&wanted, &routes, None).unwrap()).join("\n");
-        // 1500 − 20 outer − 20 inner − 20 TCP; with an IPv6 inner header 20 less.
-        assert!(steps.contains("default via 10.0.0.1 advmss 1440 table"), "{steps}");
-        assert!(steps.contains("default via fd00::1 advmss 1420 table"), "{steps}");
-        let steps = text(&apply(&wanted, &MssMethod::Nftables, None).unwrap()).join("\n");
-        assert!(steps.contains("size > 1440 tcp option maxseg size set 1440"), "{steps}");
-    }
-
-    #[test]
-    fn what_cannot_work_is_refused() {
-        let none = Desired { vips: Vec::new(), outer: Outer::V4, mss: Mss::Unclamped };
-        assert_eq!(apply(&none, &MssMethod::Nftables, None), Err(PlanError::NoVip));
-        let tight = desired(Outer::V4, Mss::ForPathMtu(500));
-        assert_eq!(
-            apply(&tight, &MssMethod::Nftables, None),
-            Err(PlanError::PathTooSmall { mtu: 500 })
-        );
-        let routeless = MssMethod::Route { v4: None, v6: None };
-        assert_eq!(
-            apply(&desired(Outer::V4, Mss::ForPathMtu(1500)), &routeless, None),
-            Err(PlanError::NoRoute { vip: VIP })
-        );
+    match observed.effective(ParameterName::RpFilter, device) {
+        1 => true,
+        2 => !has_address(),
+        _ => false,
     }
 }
