@@ -122,3 +122,4 @@ install-built:
 	install -D -m 644 packaging/adit.rules.test.yml $(SHARE)/adit/adit.rules.test.yml
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|@SBIN@|$(PREFIX)/sbin|' packaging/adit.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/adit.service
+	sed 's|@SBIN@|$(PREFIX)/sbin|' packaging/adit-decap.service > $(DESTDIR)$(PREFIX)/lib/systemd/system/adit-decap.service
