@@ -82,6 +82,8 @@ bench: deps-bench build ## Measure: in process, and whole paths beside plain loo
 	$(CARGO) bench --locked --bench dataplane
 	$(CARGO) bench --locked --bench path
 	$(CARGO) bench --locked --bench latency
+	@target/release/adit-lab prepare
+	$(CARGO) test --locked --release -p adit-lab --test decap_throughput -- --ignored --nocapture
 
 deps-fuzz:
 	@tests/lab/install.sh build
