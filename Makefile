@@ -117,6 +117,7 @@ install-built:
 		$(SHARE)/fish/vendor_completions.d
 	$(foreach program,adit adit-realserver,$(call install_program,$(program)))
 	install -D -m 644 packaging/adit.example.toml $(DESTDIR)/etc/adit/adit.example.toml
+	install -D -m 644 packaging/realserver.example.toml $(DESTDIR)/etc/adit/realserver.example.toml
 	install -D -m 644 packaging/adit.bird.conf $(SHARE)/adit/adit.bird.conf
 	install -D -m 644 packaging/adit.frr.conf $(SHARE)/adit/adit.frr.conf
 	install -D -m 644 packaging/adit.grafana.json $(SHARE)/adit/adit.grafana.json

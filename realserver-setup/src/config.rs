@@ -22,9 +22,9 @@ pub const GUE_PORT: u16 = 6080;
 /// Path MTU in bytes unless told otherwise: Ethernet's.
 pub const PATH_MTU: u16 = 1500;
 
-/// The largest number of VIPs that one prefix may stand for: each is an address on a device. A
-/// typing error such as /8 is refused.
-const PREFIX_VIPS: u128 = 256;
+/// Bits of a prefix of VIPs that are free: 512 addresses, as the director has room for, each on a
+/// device here. A typing error such as /8 is refused.
+const FREE_BITS: u8 = 9;
 
 /// What a file or the command line says; what it does not say is `None` or empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -249,8 +249,8 @@ pub fn parse_vips(text: &str) -> Result<Vec<IpAddr>, Wrong> {
         return Err((format!("`{text}` has bits behind its prefix length"), help));
     }
     let bits = net.max_prefix_len() - net.prefix_len();
-    if bits > 8 {
-        let help = format!("at most {PREFIX_VIPS} addresses: each is put on a device");
+    if bits > FREE_BITS {
+        let help = format!("at most {} addresses: each is put on a device", 1 << FREE_BITS);
         return Err((format!("`{text}` is too many VIPs"), help));
     }
     let mut address = net.network();
@@ -319,6 +319,25 @@ mod tests {
         assert_eq!((options.path_mtu, options.gue_port), (Some(1400), Some(6081)));
         assert_eq!(options.vip_device, Some(VipDevice::Lo));
         assert_eq!(parse("f", "").unwrap(), Options::default());
+    }
+
+    #[test]
+    fn the_example_is_one() {
+        let text = include_str!("../../packaging/realserver.example.toml");
+        let options = parse("example", text).unwrap();
+        assert_eq!((options.vips.len(), options.directors.len()), (1, 1));
+        // What stands there as a comment is the default, but for the address.
+        let lines = text
+            .lines()
+            .filter(|line| !line.starts_with("# docs") && !line.starts_with("# Example"));
+        let all: String =
+            lines.map(|line| format!("{}\n", line.trim_start_matches("# "))).collect();
+        let all = parse("example", &all).unwrap();
+        let local = all.local;
+        assert_eq!(
+            all.wishes(),
+            Options { local, tunnels: [Tunnel::Ipip].into(), ..options }.wishes()
+        );
     }
 
     #[test]

@@ -299,14 +299,18 @@ impl Desired {
     /// Modules that this needs, in an order in which they can be loaded.
     #[must_use]
     pub fn modules(&self) -> Vec<Module> {
+        // Ports of both versions are fou's; fou6 takes what comes to those of IPv6.
         let of_port = |port: &GuePort| match port.version {
-            Version::V4 => Module::Fou,
-            Version::V6 => Module::Fou6,
+            Version::V4 => &[Module::Fou][..],
+            Version::V6 => &[Module::Fou, Module::Fou6],
         };
         let devices = self.devices();
         let ports = self.ports();
-        let needed: BTreeSet<_> =
-            devices.iter().map(|device| device.module()).chain(ports.iter().map(of_port)).collect();
+        let needed: BTreeSet<_> = devices
+            .iter()
+            .map(|device| device.module())
+            .chain(ports.iter().flat_map(of_port).copied())
+            .collect();
         Module::ALL.into_iter().filter(|module| needed.contains(module)).collect()
     }
 

@@ -112,7 +112,10 @@ fn unfilter(observed: &Observed, devices: &BTreeSet<&str>, wanted: &mut Vec<(Par
     if all > 0 {
         for (parameter, &value) in &observed.parameters {
             let ours = devices.contains(parameter.scope.as_str());
-            if parameter.name == name && parameter.scope != "all" && !ours && value < all {
+            // Writing `default` would change every interface that nobody has written to yet
+            // (`devinet_copy_dflt_conf` in net/ipv4/devinet.c).
+            let shared = ["all", "default"].contains(&parameter.scope.as_str());
+            if parameter.name == name && !shared && !ours && value < all {
                 wanted.push((parameter.clone(), all));
             }
         }

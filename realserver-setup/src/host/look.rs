@@ -32,9 +32,7 @@ pub fn look() -> Result<Observed, HostError> {
     let mut routes = Announced::default();
     let mut default_ways = BTreeMap::new();
     for &version in versions {
-        announced(version, &mut routes)?;
-        let routes = list(&format!("{} -j route show default", version.option()))?;
-        if let Some(way) = routes.first().and_then(way) {
+        if let Some(way) = routes_of(version, &mut routes)? {
             default_ways.insert(version, way);
         }
     }
@@ -145,8 +143,10 @@ fn ports() -> Result<BTreeSet<GuePort>, HostError> {
 /// Everybody's rules; `None` where nftables does not work for the family `inet` and TCP's segment
 /// size, or is missing.
 fn ruleset() -> Result<Option<Value>, HostError> {
-    let probe = "table inet adit_probe { chain output { type filter hook output priority mangle; \
-                 tcp option maxseg size set 1440; } }";
+    // One statement a line: `nft` wants an end behind each closing brace.
+    let probe = "add table inet adit_probe\n\
+                 add chain inet adit_probe out { type filter hook output priority -150; }\n\
+                 add rule inet adit_probe out tcp option maxseg size set 1440\n";
     match run("nft", &["-c", "-f", "-"], Some(probe)) {
         Ok(_) => {}
         Err(error @ HostError::Rights(_)) => return Err(error),
@@ -171,8 +171,8 @@ fn old_tables() -> Vec<String> {
     found
 }
 
-/// What our own routing table holds, and who uses it.
-fn announced(version: Version, found: &mut Announced) -> Result<(), HostError> {
+/// What our own routing table holds, and who uses it; returns how the host's default route goes.
+fn routes_of(version: Version, found: &mut Announced) -> Result<Option<String>, HostError> {
     let name = MSS_TABLE.to_string();
     let ours = |entry: &&Value| entry["table"] == name.as_str();
     let rules = list(&format!("{} -j rule show", version.option()))?;
@@ -180,13 +180,17 @@ fn announced(version: Version, found: &mut Announced) -> Result<(), HostError> {
     found.sources.extend::<Vec<IpAddr>>(sources.collect());
     // Asking for a table that is not there is an error.
     let routes = list(&format!("{} -j route show table all", version.option()))?;
-    for route in routes.iter().filter(ours).filter(|route| route["dst"] == "default") {
+    // The first of a table is the one in use; that of the main table is shown without its name.
+    let (ours, others): (Vec<_>, Vec<_>) =
+        routes.iter().filter(|route| route["dst"] == "default").partition(ours);
+    for route in ours {
         let size = route["metrics"][0]["advmss"].as_u64().and_then(|size| size.try_into().ok());
         if let Some(way) = way(route) {
             found.routes.insert(version, (way, size.unwrap_or_default()));
         }
     }
-    Ok(())
+    let main = others.into_iter().filter(|route| route.get("table").is_none());
+    Ok(main.filter(|route| route.get("type").is_none()).find_map(way))
 }
 
 /// Gateway and device of a route, as `ip` takes them.

@@ -157,7 +157,7 @@ fn checked(service: &ServiceView, real: &RealView) -> Option<Finding> {
         _ => {
             "nothing came back: protocol 4 or 41 filtered on the way or there, no tunnel device or no \
              VIP there, or its answer is lost on its way here (firewall, reverse path filter):\n\
-             adit-realserver apply --vip <VIP>, there; adit capture --side outer shows what leaves"
+             adit-realserver verify, there, says which; adit capture --side outer shows what leaves"
         }
     };
     let message =
@@ -196,7 +196,7 @@ fn path_mtus(live: &LiveState, findings: &mut Vec<Finding>) {
             ),
             format!(
                 "clients are told. To spare them the lost packets, limit segments on the real \
-                 server:\nadit-realserver apply --vip <VIP> --path-mtu {}",
+                 server, in /etc/adit/realserver.toml:\npath_mtu = {}",
                 real.path_mtu
             ),
         ));

@@ -38,8 +38,10 @@ pub struct RealServerSpec {
     pub addresses: Vec<String>,
     /// Default gateways, one per IP version.
     pub gateways: Vec<IpAddr>,
-    /// VIPs to serve: IPv4 ones come in IPv4, IPv6 ones in IPv6.
+    /// VIPs to serve.
     pub vips: Vec<IpAddr>,
+    /// Where tunnelled packets may come from.
+    pub directors: Vec<IpAddr>,
     /// MTU of the path from the director, which clamps segments; 0 leaves them alone.
     pub path_mtu: u16,
     /// Start a PostgreSQL on port 5432?
@@ -177,24 +179,18 @@ fn setup(spec: &RealServerSpec) -> String {
 
 /// Has the project's own tool make the machine a real server.
 fn apply(machine: &Machine, spec: &RealServerSpec) -> Result<()> {
-    let program = machine.program(&binaries::realserver()?)?;
-    for (version, ipv6) in [("ipv4", false), ("ipv6", true)] {
-        let vips: Vec<_> = spec
-            .vips
-            .iter()
-            .filter(|vip| vip.is_ipv6() == ipv6)
-            .flat_map(|vip| ["--vip".to_owned(), vip.to_string()])
-            .collect();
-        if vips.is_empty() {
-            continue;
-        }
-        let mtu = spec.path_mtu.to_string();
-        let mut argv: Vec<&str> = program.iter().map(String::as_str).collect();
-        argv.extend(["apply", "--json", "--outer", version, "--path-mtu", &mtu]);
-        argv.extend(vips.iter().map(String::as_str));
-        machine.run(&argv)?;
+    if spec.vips.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let program = machine.program(&binaries::realserver()?)?;
+    let mtu = spec.path_mtu.to_string();
+    let mut argv: Vec<&str> = program.iter().map(String::as_str).collect();
+    argv.extend(["apply", "--json", "--path-mtu", &mtu]);
+    let vips: Vec<_> = spec.vips.iter().map(ToString::to_string).collect();
+    let directors: Vec<_> = spec.directors.iter().map(ToString::to_string).collect();
+    argv.extend(vips.iter().flat_map(|vip| ["--vip", vip.as_str()]));
+    argv.extend(directors.iter().flat_map(|director| ["--director", director.as_str()]));
+    machine.run(&argv).map(drop)
 }
 
 fn start_serve(machine: &Machine, spec: &RealServerSpec, port: u16) -> Result<Process> {

@@ -41,6 +41,15 @@ pub const CLIENT6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 0
 pub const DIRECTOR: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 2, 0, 5));
 /// The director's IPv6 address on the edge.
 pub const DIRECTOR6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 5));
+/// All addresses of the director, from each of which its tunnels may come.
+pub const DIRECTOR_ADDRESSES: [IpAddr; 6] = [
+    DIRECTOR,
+    DIRECTOR6,
+    IpAddr::V4(Ipv4Addr::new(10, 3, 1, 5)),
+    IpAddr::V4(Ipv4Addr::new(10, 3, 2, 5)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x31, 0, 0, 0, 0, 0, 5)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x32, 0, 0, 0, 0, 0, 5)),
+];
 /// r0's address on the edge, the director's default gateway.
 pub const EDGE_GATEWAY: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1));
 
@@ -353,6 +362,7 @@ fn real_server(
         ],
         gateways: gateways.to_vec(),
         vips: spec.vips.clone(),
+        directors: DIRECTOR_ADDRESSES.to_vec(),
         path_mtu: spec.clamp_mtu,
         postgres: spec.postgres,
     }

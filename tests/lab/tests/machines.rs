@@ -16,7 +16,7 @@ fn a_real_server_has_tunl0_a_vip_and_a_database() {
     let addresses = real.machine().sh("ip -br addr").unwrap();
     let on = |device: &str| addresses.lines().find(|line| line.starts_with(device)).unwrap();
     assert!(on("tunl0").contains("198.51.100.10/32"), "{addresses}");
-    assert!(on("adit-ip6").contains("2001:db8:100::10/128"), "{addresses}");
+    assert!(on("sit0").contains("2001:db8:100::10/128"), "{addresses}");
 
     for ipv6 in [false, true] {
         let to = SocketAddr::new(real.address(ipv6), PORT);

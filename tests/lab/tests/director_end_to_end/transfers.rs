@@ -19,7 +19,7 @@ pub(crate) fn a_hundred_megabytes_arrive_byte_for_byte(rig: &Rig) {
     let caller = Caller::new(&rig.client, vip(SERVE_PORT));
     caller.from(source[0]).upload(HUNDRED_MB, 1).unwrap();
     let forwarded = director.totals().unwrap()["forwarded"];
-    // Segments of 1440 bytes, from a client whose offloads are off.
+    // Segments of 1420 bytes, from a client whose offloads are off.
     assert!(forwarded >= HUNDRED_MB / 1448, "{forwarded} packets went through the director");
     caller.from(source[1]).download(HUNDRED_MB, 2).unwrap();
     assert_eq!(replies.packets(), [], "replies went through the director");
