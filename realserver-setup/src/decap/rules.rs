@@ -168,6 +168,7 @@ fn partial_checksum(inner: &[u8]) -> Option<(u16, u16)> {
 #[cfg(test)]
 mod tests {
     use adit_tunnel::ecn::Ecn;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -355,6 +356,38 @@ mod tests {
                     inner[6] = 0x20; // more fragments
                     assert_eq!(partial_checksum(&inner), None);
                 }
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever comes: what is delivered is a director's, for a VIP, and lies behind room for the
+        /// device's header.
+        #[test]
+        fn whatever_comes_is_judged(
+            pair in 0..4usize,
+            changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 0..6),
+            length in any::<proptest::sample::Index>(),
+            cut in any::<bool>(),
+        ) {
+            let ((from, to), mark) = (OUTERS[pair % 2], Ecn::Ect0);
+            let (protocol, inner) = inners(mark).into_iter().nth(pair / 2).expect("two");
+            let mut outer = packet(from, to, protocol, mark, &inner);
+            if cut {
+                outer.truncate(length.index(outer.len()));
+            }
+            for (place, value) in changes {
+                if !outer.is_empty() {
+                    let place = place.index(outer.len());
+                    outer[place] = value;
+                }
+            }
+            if let Verdict::Deliver { inner, .. } = rules().judge(&mut outer) {
+                prop_assert!(inner.start >= 2 * OffloadHeader::LENGTH && inner.end <= outer.len());
+                let (source, _) = ends(&outer).expect("an outer header");
+                let (_, vip) = ends(&outer[inner]).expect("an inner header");
+                prop_assert!([DIRECTOR, DIRECTOR6].contains(&source.to_string().as_str()));
+                prop_assert!([VIP, VIP6].contains(&vip.to_string().as_str()));
             }
         }
     }

@@ -194,6 +194,7 @@ fn a_real_server_without_ipip_unwraps_in_userspace() {
             caller.download(500_000, seed).unwrap();
         }
         pieces_are_put_together(&lab, &wire, engine);
+        has_given_up_its_rights(&server);
         strangers_are_dropped(&lab, &server);
         checksums_left_to_us_are_taken(&lab);
         goes_on_after_being_killed(&lab, server);
@@ -211,6 +212,19 @@ fn pieces_are_put_together(lab: &Lab, wire: &Sniffer, engine: Engine) {
         let cut = wire.packets().iter().any(|ip| ip.destination == real && ip.fragment.0 > 0);
         assert!(cut, "no outer fragments to {real}");
     }
+}
+
+/// It needs no rights any more once it looks at packets.
+fn has_given_up_its_rights(server: &Server<'_>) {
+    let processes = server.host.processes().unwrap();
+    let of = |pid: &u32, file: &str| {
+        std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default()
+    };
+    let ours = |pid: &u32| of(pid, "comm").trim() == "adit-realserver";
+    let pid = processes.into_iter().find(ours).expect("it runs");
+    let status = of(&pid, "status");
+    let effective = status.lines().find(|line| line.starts_with("CapEff:")).expect("a line");
+    assert!(effective.ends_with("\t0000000000000000"), "{effective}");
 }
 
 /// Packets of others are dropped by the process itself, also where no firewall does.
