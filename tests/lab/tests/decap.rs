@@ -209,8 +209,9 @@ fn pieces_are_put_together(lab: &Lab, wire: &Sniffer, engine: Engine) {
         wire.clear();
         assert_eq!(Caller::new(&client, at(vip)).datagram(4000, 5).unwrap(), "real1");
         let real: IpAddr = real.parse().unwrap();
-        let cut = wire.packets().iter().any(|ip| ip.destination == real && ip.fragment.0 > 0);
-        assert!(cut, "no outer fragments to {real}");
+        let cut = |ip: &IpPacket| ip.destination == real && ip.fragment.0 > 0;
+        wire.wait_for(SOON, "outer fragments", |ip| cut(ip).then_some(()))
+            .unwrap_or_else(|error| panic!("to {real}: {error}"));
     }
 }
 
