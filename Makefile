@@ -94,6 +94,8 @@ bench: deps-bench build ## Measure: in process, and whole paths beside plain loo
 	$(CARGO) bench --locked --bench dataplane
 	$(CARGO) bench --locked --bench path
 	$(CARGO) bench --locked --bench latency
+	@target/release/adit-lab prepare
+	$(CARGO) test --locked --release -p adit-lab --test decap_throughput -- --ignored --nocapture
 
 deps-fuzz:
 	@tests/lab/install.sh build
@@ -131,7 +133,7 @@ test-deb: deps deps-deb ## Install, use and purge the Debian packages on guests 
 # Without building, so that packages and a test of the installation can bring their own BINARIES.
 BINARIES ?= target/release
 SHARE = $(DESTDIR)$(PREFIX)/share
-UNITS = adit.service adit-realserver.service
+UNITS = adit.service adit-realserver.service adit-decap.service
 define install_program
 install -D -m 755 $(BINARIES)/$(1) $(DESTDIR)$(PREFIX)/sbin/$(1)
 $(BINARIES)/$(1) man $(SHARE)/man/man8

@@ -3,10 +3,13 @@
 //! The library behind the `adit` binary. [`dataplane`] is the pure core (frame and time in,
 //! verdict out); see ARCHITECTURE.md for the way of a packet and the invariants.
 
+#![forbid(unsafe_code)]
+
 pub mod cli;
 pub mod control;
 pub mod dataplane;
-pub mod io;
 #[cfg(test)]
 mod testing;
 pub mod worker;
+
+pub use adit_io as io;

@@ -151,6 +151,8 @@ impl<S: AsRef<[Slot]>> Handler for Worker<S> {
             io::Source::Tap => Source::Tap,
             io::Source::Neighbour { .. } => Source::Neighbour,
             io::Source::OuterError => Source::OuterError,
+            // A director's engine has no such sockets.
+            io::Source::Tunnel => return Disposition::Release,
         };
         let mut outlet =
             Shell { aux, link: &mut self.link, capture: &mut self.capture, peers: &mut self.peers };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use crate::firewall::{Entrance, Rules, version_name};
-use crate::kernel::{Device, GuePort, Module, Version};
+use crate::kernel::{DECAP, Device, GuePort, Module, Version};
 
 /// Bytes of TCP's header without options, and of the inner IP header.
 const TCP: u16 = 20;
@@ -95,6 +95,7 @@ pub struct Desired {
     vip_device: VipDevice,
     local: Option<Ipv6Addr>,
     gue_port: u16,
+    in_userspace: bool,
 }
 
 /// What a [`Desired`] is made of.
@@ -141,6 +142,16 @@ pub enum WishError {
     /// A tunnel that nobody can use.
     #[error("tunnel `{}` brings none of the VIPs from directors of these IP versions: leave it out", tunnel.name())]
     IdleTunnel {
+        /// The tunnel.
+        tunnel: Tunnel,
+    },
+    /// A tunnel that only the kernel unwraps.
+    #[error(
+        "tunnel `{}` is not unwrapped by `adit-realserver decap`, only IP in IP: leave it out, and let the \
+         director use `ipip`",
+        tunnel.name()
+    )]
+    KernelOnly {
         /// The tunnel.
         tunnel: Tunnel,
     },
@@ -191,13 +202,40 @@ impl Desired {
             }
         }
         let path_mtu = Some(path_mtu).filter(|&mtu| mtu != 0);
-        let desired = Self { vips, directors, tunnels, path_mtu, vip_device, local, gue_port };
+        let desired = Self {
+            vips,
+            directors,
+            tunnels,
+            path_mtu,
+            vip_device,
+            local,
+            gue_port,
+            in_userspace: false,
+        };
         match path_mtu {
             Some(mtu) if desired.segment_sizes().len() != desired.versions().len() => {
                 Err(WishError::PathTooSmall { mtu })
             }
             _ => Ok(desired),
         }
+    }
+
+    /// The same, unwrapped by `adit-realserver decap` instead of the kernel's devices.
+    ///
+    /// # Errors
+    /// [`WishError::KernelOnly`].
+    pub fn in_userspace(self) -> Result<Self, WishError> {
+        let kernel_only = |tunnel: &&Tunnel| matches!(tunnel, Tunnel::Gre | Tunnel::Gue);
+        match self.tunnels.iter().find(kernel_only) {
+            Some(&tunnel) => Err(WishError::KernelOnly { tunnel }),
+            None => Ok(Self { in_userspace: true, ..self }),
+        }
+    }
+
+    /// Is it `adit-realserver decap` that unwraps?
+    #[must_use]
+    pub fn is_in_userspace(&self) -> bool {
+        self.in_userspace
     }
 
     /// Addresses whose traffic the host serves.
@@ -240,9 +278,12 @@ impl Desired {
         })
     }
 
-    /// Devices that must unwrap.
+    /// Devices of the kernel that must unwrap.
     #[must_use]
     pub fn devices(&self) -> BTreeSet<Device> {
+        if self.in_userspace {
+            return BTreeSet::new();
+        }
         self.uses().map(|(_, _, _, device)| device).collect()
     }
 
@@ -279,6 +320,7 @@ impl Desired {
         let inner = Version::of(vip);
         match self.vip_device {
             VipDevice::Lo => "lo",
+            VipDevice::Tunnel if self.in_userspace => DECAP,
             // One that unwraps this version, whichever way its packets come: the kernel takes an
             // address for its own on whichever device it is. Devices are in order of preference.
             VipDevice::Tunnel => self
@@ -414,6 +456,21 @@ pub(crate) mod tests {
         assert_eq!(made.devices(), [Tunl0, Sit0, Ip6].into());
         assert_eq!(made.ports().len(), 2);
         assert_eq!(made.holder(V6.parse().unwrap()), "sit0");
+    }
+
+    #[test]
+    fn in_userspace_the_kernel_needs_no_devices() {
+        let made = desired(&[V4, V6], &[D4, D6], &[]).unwrap();
+        let (sizes, entrances) = (made.segment_sizes(), made.entrances());
+        let made = made.in_userspace().unwrap();
+        assert!(made.is_in_userspace() && made.devices().is_empty() && made.modules().is_empty());
+        assert_eq!(made.holder(V4.parse().unwrap()), DECAP);
+        assert_eq!((made.segment_sizes(), made.entrances()), (sizes, entrances));
+        let gre = desired(&[V4], &[D4], &[Tunnel::Ipip, Tunnel::Gre]).unwrap();
+        assert_eq!(gre.in_userspace(), Err(WishError::KernelOnly { tunnel: Tunnel::Gre }));
+        let lo = Wishes { vip_device: VipDevice::Lo, ..wishes(&[V4], &[D4], &[]) };
+        let lo = Desired::new(lo).unwrap().in_userspace().unwrap();
+        assert_eq!(lo.holder(V4.parse().unwrap()), "lo");
     }
 
     #[test]

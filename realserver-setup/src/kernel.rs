@@ -195,10 +195,13 @@ impl Device {
     }
 }
 
+/// The TUN device of `adit-realserver decap`, which unwraps in the kernel's stead.
+pub const DECAP: &str = "adit-decap0";
+
 /// Is this a device that unwraps for VIPs?
 #[must_use]
 pub fn unwraps(name: &str) -> bool {
-    Device::ALL.iter().any(|device| device.name() == name)
+    name == DECAP || Device::ALL.iter().any(|device| device.name() == name)
 }
 
 /// A UDP port where the kernel takes GUE off (`ip fou`).

@@ -7,6 +7,7 @@
 //! host and changes it; [`live`] listens to what a director sends.
 
 pub mod config;
+pub mod decap;
 pub mod desired;
 pub mod firewall;
 pub mod host;

@@ -1,5 +1,6 @@
 //! `adit-realserver`: makes a host a real server, and an ordinary host again.
 
+mod decapsulate;
 mod generate;
 mod report;
 
@@ -11,8 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use adit_io::IoPreference;
 use adit_realserver::config::{self, ConfigErrors, DEFAULT_FILE, Options};
 use adit_realserver::desired::{Desired, Tunnel, VipDevice, WishError};
+use adit_realserver::kernel::DECAP;
 use adit_realserver::live::judge::Standing;
 use adit_realserver::{host, live, networkd, verify};
 use anyhow::Context as _;
@@ -76,6 +79,21 @@ enum Task {
         target: Target,
         /// Directory that stands for /etc.
         directory: PathBuf,
+    },
+    /// Unwrap in this process, for kernels and containers without ipip, until SIGTERM.
+    ///
+    /// Makes a device adit-decap0 and does for it what apply does for the kernel's. While it runs, plan,
+    /// apply and verify are about that device.
+    #[command(
+        after_help = "SIGUSR1 has it say its counters. Of what is dropped a line is written to standard \
+                            error each minute; --json prints all counters as JSON at the end and at SIGUSR1."
+    )]
+    Decap {
+        #[command(flatten)]
+        target: Target,
+        /// How packets are received: auto, multishot (Linux 6.0 or later) or poll.
+        #[arg(long, value_name = "ENGINE", default_value = "auto", value_parser = decapsulate::engine)]
+        io: IoPreference,
     },
     /// Print a completion script for a shell.
     #[command(hide = true)]
@@ -196,12 +214,13 @@ fn carry_out(cli: &Cli) -> anyhow::Result<bool> {
             report::steps(&done.steps, &done.notes, cli.json)?;
         }
         Task::Networkd { target, directory } => {
-            let files = networkd::files(&target.desired()?)?;
+            let files = networkd::files(&target.checked()?)?;
             for file in &files {
                 write_file(&directory.join(&file.path), &file.text)?;
             }
             report::files(directory, &files, cli.json)?;
         }
+        Task::Decap { target, io } => decapsulate::run(target.checked()?, *io, cli.json)?,
         Task::Completions { shell } => generate::completions(*shell)?,
         Task::Man { directory } => generate::man(directory)?,
     }
@@ -240,8 +259,17 @@ fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
 }
 
 impl Target {
-    /// What is wanted, by options and file.
+    /// What is wanted, by options and file, and by whether [`Task::Decap`] runs here.
     fn desired(&self) -> anyhow::Result<Desired> {
+        let desired = self.checked()?;
+        match adit_io::interface_index(DECAP) {
+            Ok(_) => Ok(desired.in_userspace()?),
+            Err(_) => Ok(desired),
+        }
+    }
+
+    /// What is wanted, by options and file.
+    fn checked(&self) -> anyhow::Result<Desired> {
         let file = match &self.config {
             Some(path) => read(path)?,
             None => match read(Path::new(DEFAULT_FILE)) {

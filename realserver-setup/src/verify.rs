@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::desired::Desired;
 use crate::firewall::ruleset::{Packet, obstacles};
 use crate::firewall::{Rules, segment_comment, version_name};
-use crate::kernel::{Device, ParameterName, Version};
+use crate::kernel::{DECAP, Device, ParameterName, Version};
 use crate::observed::Observed;
 use crate::plan::filters;
 
@@ -203,7 +203,40 @@ impl Report<'_> {
         }
     }
 
+    /// The TUN device of `adit-realserver decap`.
+    fn userspace(&mut self) {
+        let up = self.observed.links.get(DECAP).is_some_and(|link| link.up);
+        self.judge(
+            "tunnel_device",
+            up,
+            format!("{DECAP} {}", if up { "up" } else { "missing or down" }),
+            format!("{DECAP} up"),
+            if up {
+                "tunnelled packets are unwrapped by adit-realserver decap"
+            } else {
+                "tunnelled packets are refused: nothing unwraps them"
+            },
+            "systemctl start adit-decap",
+        );
+        for device in Device::ALL {
+            let doubles = device.protocols().iter().any(|protocol| [4, 41].contains(protocol));
+            let name = device.name();
+            if doubles && self.observed.links.get(name).is_some_and(|link| link.up) {
+                self.add(
+                    ("unwrapped_twice", Severity::Error),
+                    format!("{name} is up beside {DECAP}"),
+                    "one of the two",
+                    "each packet arrives twice",
+                    format!("ip link set {name} down, or let the kernel unwrap: systemctl disable --now adit-decap"),
+                );
+            }
+        }
+    }
+
     fn devices(&mut self) {
+        if self.desired.is_in_userspace() {
+            return self.userspace();
+        }
         for device in self.desired.devices() {
             let name = device.name();
             let link = self.observed.links.get(name);
@@ -308,10 +341,11 @@ impl Report<'_> {
             return;
         }
         let name = ParameterName::RpFilter;
-        for device in
-            self.desired.devices().into_iter().filter(|device| device.carries(Version::V4))
-        {
-            let interface = device.name();
+        let devices = self.desired.devices();
+        let carriers = devices.iter().filter(|device| device.carries(Version::V4));
+        let userspace = self.desired.is_in_userspace().then_some(DECAP);
+        let carriers: Vec<_> = carriers.map(|device| device.name()).chain(userspace).collect();
+        for interface in carriers {
             if !self.observed.links.contains_key(interface) {
                 continue;
             }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use crate::desired::Desired;
 use crate::firewall::Rules;
-use crate::kernel::{Device, GuePort, Module, Parameter, ParameterName, Version};
+use crate::kernel::{DECAP, Device, GuePort, Module, Parameter, ParameterName, Version};
 use crate::observed::{Announced, Observed};
 use crate::plan::PlanError;
 
@@ -33,7 +33,11 @@ impl Wanted {
         let mut parameters = Vec::new();
         if silence {
             parameters = quiet(observed);
-            unfilter(observed, &devices, &mut parameters);
+            let mut names: BTreeSet<_> = devices.iter().map(|device| device.name()).collect();
+            if desired.is_in_userspace() {
+                names.insert(DECAP);
+            }
+            unfilter(observed, &names, &mut parameters);
         }
         let held = |&vip: &IpAddr| (desired.holder(vip).to_owned(), vip);
         Ok(Self {
@@ -107,12 +111,12 @@ fn quiet(observed: &Observed) -> Vec<(Parameter, i32)> {
 /// Values that take the reverse-path filter off the devices that unwrap: clients are not reached by
 /// them. The filter of `all` counts for every interface, so it must go; the others get it as their
 /// own before, and keep what they had in force.
-fn unfilter(observed: &Observed, devices: &BTreeSet<Device>, wanted: &mut Vec<(Parameter, i32)>) {
+fn unfilter(observed: &Observed, devices: &BTreeSet<&str>, wanted: &mut Vec<(Parameter, i32)>) {
     let name = ParameterName::RpFilter;
     let all = observed.own(name, "all");
     if all > 0 {
         for (parameter, &value) in &observed.parameters {
-            let ours = devices.iter().any(|device| device.name() == parameter.scope);
+            let ours = devices.contains(parameter.scope.as_str());
             // Writing `default` would change every interface that nobody has written to yet
             // (`devinet_copy_dflt_conf` in net/ipv4/devinet.c).
             let shared = ["all", "default"].contains(&parameter.scope.as_str());
@@ -125,9 +129,9 @@ fn unfilter(observed: &Observed, devices: &BTreeSet<Device>, wanted: &mut Vec<(P
     for device in devices {
         // What a new device begins with.
         let begins = observed.own(name, "default");
-        let own = observed.parameters.get(&name.of(device.name())).copied();
+        let own = observed.parameters.get(&name.of(device)).copied();
         if own.unwrap_or(begins) != 0 {
-            wanted.push((name.of(device.name()), 0));
+            wanted.push((name.of(device), 0));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The packet loop of one worker: completions in, frames to the handler, sends out.
 
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -8,6 +9,7 @@ use super::clock;
 use super::engine_error::EngineError;
 use super::exchange::{Exchange, RESERVE};
 use super::handler::{Handler, IoCounters, TICK};
+use super::input::Input;
 use super::multishot::Multishot;
 use super::packet_socket::{NeighbourSockets, OuterErrorSockets};
 use super::poll::Poll;
@@ -15,6 +17,8 @@ use super::probe::EngineKind;
 use super::ring::{BATCH, Completion, Kind, Ring};
 use super::slots::{AuxSlots, SlotPool};
 use super::tap::Tap;
+use super::tun::Tun;
+use super::tunnel_socket::TunnelSocket;
 use super::wake::{Waker, duplicate};
 
 /// Time for requests to end after a stop: sends end at once (MSG_DONTWAIT), cancellation in
@@ -66,12 +70,12 @@ impl EngineConfig {
     }
 }
 
-/// How frames are taken from the TAP.
+/// How frames are taken from inputs.
 pub(super) trait Receive {
     /// Starts receiving.
     fn start(&mut self, exchange: &mut Exchange) -> Result<(), EngineError>;
 
-    /// A completion of kind `TapRead` or `TapPoll`.
+    /// A completion of kind `InputRead` or `InputPoll`.
     fn completion(
         &mut self,
         exchange: &mut Exchange,
@@ -112,27 +116,61 @@ impl Engine {
     /// # Errors
     /// Says what is missing: io_uring, memory, files; `io_uring_disabled`, seccomp or limits.
     pub fn build(tap: &Tap, config: EngineConfig) -> Result<Self, EngineError> {
-        let EngineConfig { kind, slots, aux_slots, neighbours, outer_errors, queue, waker } =
-            config;
+        let error = |errno| EngineError::Ring { action: "duplicate the TAP", errno };
+        let queue = tap.queue(config.queue).ok_or(Errno::ENODEV).map_err(error)?;
         // Ethernet and one VLAN tag in front of the network layer's MTU.
         let frame_capacity = tap.mtu() as usize + 14 + 4;
+        let input = Input::Tap(duplicate(queue).map_err(error)?);
+        Self::assemble(Some(queue), vec![input], frame_capacity, config)
+    }
+
+    /// An engine that takes packets of any length from sockets and writes to a TUN, which
+    /// [`super::EgressId::TUN`] names.
+    ///
+    /// # Errors
+    /// As [`Engine::build`].
+    pub fn between(
+        sockets: Vec<TunnelSocket>,
+        tun: &Tun,
+        config: EngineConfig,
+    ) -> Result<Self, EngineError> {
+        Self::of_sockets(sockets, Some(tun.as_fd()), usize::from(u16::MAX), config)
+    }
+
+    /// As [`Engine::between`], for packets of up to `capacity` bytes, where the TUN may be missing.
+    pub(super) fn of_sockets(
+        sockets: Vec<TunnelSocket>,
+        tun: Option<BorrowedFd<'_>>,
+        capacity: usize,
+        config: EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let inputs = sockets.into_iter().map(Input::Tunnel).collect();
+        Self::assemble(tun, inputs, capacity + TunnelSocket::ROOM, config)
+    }
+
+    fn assemble(
+        device: Option<BorrowedFd<'_>>,
+        inputs: Vec<Input>,
+        frame_capacity: usize,
+        config: EngineConfig,
+    ) -> Result<Self, EngineError> {
+        let EngineConfig { kind, slots, aux_slots, neighbours, outer_errors, queue: _, waker } =
+            config;
         let pool = SlotPool::new(slots + RESERVE, frame_capacity).map_err(EngineError::Memory)?;
         let aux = AuxSlots::new(aux_slots, frame_capacity).map_err(EngineError::Memory)?;
         // Room for all that can be in the kernel at once, so that the queue never overflows.
         let completions = (slots + RESERVE + aux_slots + BATCH).next_power_of_two();
         let ring = Ring::new(u32::try_from(completions).unwrap_or(u32::MAX))?;
 
-        let tap = tap
-            .queue(queue)
-            .ok_or(Errno::ENODEV)
-            .and_then(duplicate)
-            .map_err(|errno| EngineError::Ring { action: "duplicate the TAP", errno })?;
         raise_file_limit();
-        let mut exchange = Exchange::new(ring, pool, aux, tap, waker)?;
+        let device = device.map(|device| device.as_raw_fd());
+        let mut exchange = Exchange::new(ring, pool, aux, device, inputs, waker)?;
         exchange.add_sources(neighbours, outer_errors);
         let receiver = match kind {
-            EngineKind::Multishot => Receiver::Multishot(Multishot::new(&exchange.ring, slots)?),
-            EngineKind::Poll => Receiver::Poll(Poll::default()),
+            EngineKind::Multishot => {
+                Receiver::Multishot(Multishot::new(&exchange.ring, slots, exchange.inputs())?)
+            }
+            EngineKind::Poll => Receiver::Poll(Poll::new(exchange.inputs())),
         };
         Ok(Self { exchange, receiver, kind })
     }
@@ -214,7 +252,7 @@ fn run_with(
 
         for &completion in &batch {
             match completion.kind {
-                Kind::TapRead | Kind::TapPoll => receiver.completion(exchange, completion)?,
+                Kind::InputRead | Kind::InputPoll => receiver.completion(exchange, completion)?,
                 Kind::Send => exchange.main_sent(handler, completion)?,
                 Kind::AuxSend => exchange.aux_sent(handler, completion)?,
                 Kind::SourcePoll => exchange.source_ready(completion)?,

@@ -15,6 +15,8 @@ pub const TICK: Duration = Duration::from_millis(50);
 pub enum Source {
     /// The TAP: an Ethernet frame.
     Tap,
+    /// A [`super::TunnelSocket`]: an outer packet, from its IP header on.
+    Tunnel,
     /// A neighbour request: an Ethernet frame.
     Neighbour {
         /// Place of the interface in [`super::EngineConfig::neighbours`].
@@ -51,12 +53,12 @@ pub trait Handler {
         false
     }
 
-    /// A frame from the TAP that [`Handler::frame`] gets soon, after others of its batch: the time to
+    /// A frame of an input that [`Handler::frame`] gets soon, after others of its batch: the time to
     /// fetch into the cache what it will need.
     fn ahead(&self, _frame: &[u8]) {}
 
     /// One received frame: `slot` is the whole slot, `frame` the place of the received bytes in it,
-    /// which have [`super::HEADROOM`] bytes in front.
+    /// which have [`super::HEADROOM`] bytes in front at least.
     fn frame(
         &mut self,
         source: Source,
@@ -87,14 +89,14 @@ pub trait Handler {
 pub struct IoCounters {
     /// Batches of completions.
     pub batches: u64,
-    /// Frames from the TAP.
+    /// Frames from the TAP, or packets from tunnel sockets.
     pub tap_frames: u64,
     /// Frames from neighbour and error sockets.
     pub source_frames: u64,
-    /// Times that a receive socket reported an error (interface down, for example).
+    /// Times that a socket reported an error (interface down, for example).
     pub source_errors: u64,
-    /// Times that reading the TAP stopped because all slots were in use. What comes meanwhile waits
-    /// in the TAP's queue, and is lost there once that is full.
+    /// Times that reading the TAP or tunnel sockets stopped because all slots were in use. What comes meanwhile waits
+    /// in their queue, and is lost there once that is full.
     pub out_of_slots: u64,
     /// Times that the multishot read was armed.
     pub armed: u64,

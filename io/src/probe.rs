@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, send};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair};
 
 use super::egress::{EgressControl, EgressTarget, OpenEgress};
 use super::engine::{Engine, EngineConfig};
@@ -13,12 +13,14 @@ use super::engine_error::EngineError;
 use super::handler::{Disposition, Handler, IoCounters, Source};
 use super::slots::AuxSlots;
 use super::tap::Tap;
+use super::tunnel_socket::TunnelSocket;
 use super::wake::Waker;
 
 /// How frames are received.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineKind {
-    /// READ_MULTISHOT into a buffer ring (Linux 6.7; reliable on a TAP from 6.12).
+    /// READ_MULTISHOT into a buffer ring (Linux 6.7; reliable on a TAP from 6.12). For tunnel sockets
+    /// RECVMSG with multishot (Linux 6.0).
     Multishot,
     /// One-shot poll and non-blocking reads (Linux 5.15).
     Poll,
@@ -74,57 +76,97 @@ pub fn choose(preference: IoPreference, tap: &Tap) -> Result<Choice, EngineError
     let choice = |engine, reason: &str| Choice { engine, reason: reason.into() };
     match preference {
         IoPreference::Poll => Ok(choice(EngineKind::Poll, "configured")),
-        IoPreference::Multishot => match probe_multishot(tap)? {
+        IoPreference::Multishot => match probe_tap(tap)? {
             Ok(()) => Ok(choice(EngineKind::Multishot, "configured; probed on the TAP")),
             Err(obstacle) => Err(EngineError::NoMultishot(obstacle)),
         },
-        IoPreference::Auto => Ok(match probe_multishot(tap)? {
+        IoPreference::Auto => Ok(match probe_tap(tap)? {
             Ok(()) => choice(EngineKind::Multishot, "probed on the TAP"),
             Err(obstacle) => choice(EngineKind::Poll, &format!("multishot: {obstacle}")),
         }),
     }
 }
 
+/// As [`choose`], for an engine of [tunnel sockets](super::TunnelSocket): some messages are received
+/// from a socket of this process.
+///
+/// # Errors
+/// As [`choose`].
+pub fn choose_for_tunnels(preference: IoPreference) -> Result<Choice, EngineError> {
+    let choice = |engine, reason: &str| Choice { engine, reason: reason.into() };
+    match preference {
+        IoPreference::Poll => Ok(choice(EngineKind::Poll, "configured")),
+        IoPreference::Multishot => match probe_socket()? {
+            Ok(()) => Ok(choice(EngineKind::Multishot, "configured; probed on a socket")),
+            Err(obstacle) => Err(EngineError::NoMultishot(obstacle)),
+        },
+        IoPreference::Auto => Ok(match probe_socket()? {
+            Ok(()) => choice(EngineKind::Multishot, "probed on a socket"),
+            Err(obstacle) => choice(EngineKind::Poll, &format!("multishot: {obstacle}")),
+        }),
+    }
+}
+
 /// `Ok(Err(_))` is an obstacle to multishot; `Err(_)` one to every engine.
-fn probe_multishot(tap: &Tap) -> Result<Result<(), String>, EngineError> {
+type Probed = Result<Result<(), String>, EngineError>;
+
+fn probe_config() -> Result<EngineConfig, EngineError> {
     let waker = Waker::new().map_err(|errno| EngineError::Ring { action: "eventfd", errno })?;
-    let config =
-        EngineConfig { slots: 16, aux_slots: 0, ..EngineConfig::new(EngineKind::Multishot, waker) };
-    let mut engine = match Engine::build(tap, config) {
-        Ok(engine) => engine,
-        Err(EngineError::NoMultishot(obstacle)) => return Ok(Err(obstacle)),
-        Err(error) => return Err(error),
-    };
+    Ok(EngineConfig { slots: 16, aux_slots: 0, ..EngineConfig::new(EngineKind::Multishot, waker) })
+}
+
+fn probe_tap(tap: &Tap) -> Probed {
+    let engine = Engine::build(tap, probe_config()?);
     let entry = match OpenEgress::open(&EgressTarget::Direct { interface: tap.index() }) {
         Ok(entry) => entry,
         Err(error) => return Ok(Err(error.to_string())),
     };
-    let mut probe =
-        Probe { entry, frame: probe_frame(tap), sent: 0, received: 0, deadline: 0, over: false };
+    let mut frame = [0; 60];
+    frame[..6].copy_from_slice(&tap.peer_mac());
+    frame[6..12].copy_from_slice(&tap.mac());
+    probe_multishot(engine, entry.into(), frame, "READ_MULTISHOT")
+}
+
+fn probe_socket() -> Probed {
+    let kind = (AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC);
+    let (entry, exit) = socketpair(kind.0, kind.1, None, kind.2)
+        .map_err(|errno| EngineError::Ring { action: "socketpair", errno })?;
+    let socket = TunnelSocket::of_datagrams(exit);
+    let engine = Engine::of_sockets(vec![socket], None, 60, probe_config()?);
+    probe_multishot(engine, entry, [0; 60], "RECVMSG with multishot")
+}
+
+/// Sends frames by `entry` and waits for them in the engine.
+fn probe_multishot(
+    engine: Result<Engine, EngineError>,
+    entry: OwnedFd,
+    mut frame: [u8; 60],
+    operation: &str,
+) -> Probed {
+    let mut engine = match engine {
+        Ok(engine) => engine,
+        Err(EngineError::NoMultishot(obstacle)) => return Ok(Err(obstacle)),
+        Err(error) => return Err(error),
+    };
+    frame[12..14].copy_from_slice(&PROBE_ETHERTYPE);
+    let mut probe = Probe { entry, frame, sent: 0, received: 0, deadline: 0, over: false };
     if let Err(errno) = probe.send_next() {
-        return Ok(Err(format!("sending into the TAP: {errno}")));
+        return Ok(Err(format!("sending a frame to oneself: {errno}")));
     }
+    let time = PROBE_TIME_NS / 1_000_000;
     match engine.run(&mut probe) {
         Ok(_) if probe.received == PROBE_FRAMES => Ok(Ok(())),
-        Ok(_) => {
-            Ok(Err(format!("frames stay in the TAP for over {} ms", PROBE_TIME_NS / 1_000_000)))
+        Ok(_) => Ok(Err(format!("{operation}: frames are not received for over {time} ms"))),
+        Err(EngineError::TapGone(errno) | EngineError::SocketGone(errno)) => {
+            Ok(Err(format!("{operation}: {errno}")))
         }
-        Err(EngineError::TapGone(errno)) => Ok(Err(format!("READ_MULTISHOT: {errno}"))),
-        Err(EngineError::Corrupt(what)) => Ok(Err(format!("READ_MULTISHOT: {what}"))),
+        Err(EngineError::Corrupt(what)) => Ok(Err(format!("{operation}: {what}"))),
         Err(error) => Err(error),
     }
 }
 
-fn probe_frame(tap: &Tap) -> [u8; 60] {
-    let mut frame = [0; 60];
-    frame[..6].copy_from_slice(&tap.peer_mac());
-    frame[6..12].copy_from_slice(&tap.mac());
-    frame[12..14].copy_from_slice(&PROBE_ETHERTYPE);
-    frame
-}
-
 struct Probe {
-    entry: OpenEgress,
+    entry: OwnedFd,
     frame: [u8; 60],
     sent: u8,
     received: u8,

@@ -60,14 +60,14 @@ pub enum TapError {
     },
     /// Another process has it open, and kept it for two seconds. (One that was killed gives it back
     /// a little after it is gone.)
-    #[error("{name} is in use by another process (is another director running?)")]
+    #[error("{name} is in use by another process (is another Adit running?)")]
     Busy {
         /// The device.
         name: String,
     },
-    /// An interface of this name exists and is no TAP of as many queues.
+    /// An interface of this name exists and is no such device, or none of as many queues.
     #[error(
-        "{name} exists and is not a TAP device of Adit's: remove it (`ip link del {name}`) or choose another name"
+        "{name} exists and is not a device of Adit's: remove it (`ip link del {name}`) or choose another name"
     )]
     NotATap {
         /// The device.
@@ -104,27 +104,15 @@ impl Tap {
     /// # Errors
     /// Says what to do: driver missing, privilege missing, device in use or of another kind.
     pub fn open(config: &TapConfig) -> Result<Self, TapError> {
-        let deadline = boottime_ns() + BUSY_PATIENCE_NS;
-        loop {
-            match Self::attach(config) {
-                // Of another kind than wanted is also what a killed director with another number of
-                // queues leaves for a moment.
-                Err(TapError::Busy { .. } | TapError::NotATap { .. })
-                    if boottime_ns() < deadline =>
-                {
-                    pause();
-                }
-                result => return result,
-            }
-        }
+        patiently(|| Self::attach(config))
     }
 
     fn attach(config: &TapConfig) -> Result<Self, TapError> {
         let name = config.name.clone();
         let first = match config.queues {
-            0 | 1 => attach_queue(&name, 0)?,
+            0 | 1 => attach_queue(&name, DriverFlags::TAP)?,
             // Without it one would become one more queue of a device that somebody else has.
-            _ => attach_queue(&name, IFF_MULTI_QUEUE | IFF_TUN_EXCL)?,
+            _ => attach_queue(&name, DriverFlags::FIRST_OF_SEVERAL)?,
         };
 
         let interface = Interface::named(&name)?;
@@ -145,7 +133,7 @@ impl Tap {
     /// As [`Tap::open`].
     pub fn attach_queues(&mut self) -> Result<(), TapError> {
         while self.queues.len() < usize::from(self.wanted) {
-            self.queues.push(attach_queue(&self.name, IFF_MULTI_QUEUE)?);
+            self.queues.push(attach_queue(&self.name, DriverFlags::ONE_OF_SEVERAL)?);
         }
         Ok(())
     }
@@ -197,7 +185,7 @@ impl AsFd for Tap {
 }
 
 /// Opens one queue of a device, which is made with the first.
-fn attach_queue(name: &str, flags: libc::c_short) -> Result<OwnedFd, TapError> {
+pub(super) fn attach_queue(name: &str, flags: DriverFlags) -> Result<OwnedFd, TapError> {
     let name = name.to_owned();
     let mut request = request_for(&name).map_err(|_| TapError::Name { name: name.clone() })?;
     let mode = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
@@ -206,7 +194,7 @@ fn attach_queue(name: &str, flags: libc::c_short) -> Result<OwnedFd, TapError> {
         _ => TapError::NoDriver(errno),
     })?;
 
-    request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI | flags;
+    request.ifr_ifru.ifru_flags = flags.0;
     // SAFETY: `request` is a whole, initialised ifreq that outlives the call; TUNSETIFF reads
     // and writes nothing else.
     let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &mut request) };
@@ -224,14 +212,42 @@ fn attach_queue(name: &str, flags: libc::c_short) -> Result<OwnedFd, TapError> {
 /// rule, longer on a busy machine.
 const BUSY_PATIENCE_NS: u64 = 2_000_000_000;
 
+/// Opens a device again and again while somebody has it, for [`BUSY_PATIENCE_NS`] at most.
+pub(super) fn patiently<T>(open: impl Fn() -> Result<T, TapError>) -> Result<T, TapError> {
+    let deadline = boottime_ns() + BUSY_PATIENCE_NS;
+    loop {
+        match open() {
+            // Of another kind than wanted is also what a killed director with another number of
+            // queues leaves for a moment.
+            Err(TapError::Busy { .. } | TapError::NotATap { .. }) if boottime_ns() < deadline => {
+                pause();
+            }
+            result => return result,
+        }
+    }
+}
+
 /// Waits 10 ms.
 fn pause() {
     // Nothing is polled, so the only results are the time's end and EINTR; both mean to go on.
     let _ = poll(&mut [], PollTimeout::from(10u8));
 }
 
+/// What the driver is asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DriverFlags(libc::c_short);
+
+impl DriverFlags {
+    const TAP: Self = Self(IFF_TAP | IFF_NO_PI);
+    const ONE_OF_SEVERAL: Self = Self(IFF_TAP | IFF_NO_PI | IFF_MULTI_QUEUE);
+    const FIRST_OF_SEVERAL: Self = Self(IFF_TAP | IFF_NO_PI | IFF_MULTI_QUEUE | IFF_TUN_EXCL);
+    pub(super) const TUN_WITH_OFFLOAD_HEADERS: Self = Self(IFF_TUN | IFF_NO_PI | IFF_VNET_HDR);
+}
+
+const IFF_TUN: libc::c_short = 0x0001;
 const IFF_TAP: libc::c_short = 0x0002;
 const IFF_NO_PI: libc::c_short = 0x1000;
+const IFF_VNET_HDR: libc::c_short = 0x4000;
 const IFF_MULTI_QUEUE: libc::c_short = 0x0100;
 /// Refuse a device that is there already. It is the sign bit of the field.
 const IFF_TUN_EXCL: libc::c_short = libc::c_short::MIN;
@@ -250,7 +266,7 @@ fn kernel_mac(name: &str) -> [u8; 6] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::testing::in_namespace;
+    use crate::testing::in_namespace;
 
     fn config(name: &str) -> TapConfig {
         TapConfig { name: name.into(), mtu: 1400, queue_length: 777, queues: 1 }

@@ -1,25 +1,27 @@
-//! Receiving by READ_MULTISHOT: one request that fills slots of a buffer ring until it is ended.
+//! Receiving by READ and RECVMSG with multishot: requests that fill slots of a buffer ring until they
+//! are ended.
 
-use io_uring::{cqueue, opcode, squeue, types};
+use io_uring::cqueue;
 use nix::errno::Errno;
 
-use super::buffer_ring::{BUFFER_GROUP, BufferRing};
+use super::buffer_ring::BufferRing;
 use super::engine::Receive;
 use super::engine_error::EngineError;
 use super::exchange::{Exchange, RESERVE};
 use super::handler::Handler;
-use super::ring::{Completion, Kind, Ring};
+use super::ring::{Completion, Ring};
 
 pub(super) struct Multishot {
     buffers: BufferRing,
-    armed: bool,
+    /// For each input, whether its request is in the kernel's hands.
+    armed: Box<[bool]>,
 }
 
 impl Multishot {
-    pub(super) fn new(ring: &Ring, slots: usize) -> Result<Self, EngineError> {
+    pub(super) fn new(ring: &Ring, slots: usize, inputs: usize) -> Result<Self, EngineError> {
         let buffers = BufferRing::register(ring, slots)
             .map_err(|errno| EngineError::NoMultishot(format!("buffer ring: {errno}")))?;
-        Ok(Self { buffers, armed: false })
+        Ok(Self { buffers, armed: vec![false; inputs].into() })
     }
 
     /// Lends the kernel all free slots but the reserve.
@@ -35,18 +37,14 @@ impl Multishot {
         }
     }
 
+    /// Arms what is not.
     fn arm(&mut self, exchange: &mut Exchange) -> Result<(), EngineError> {
-        // Length 0: as long as the buffer. The crate overwrites the flag that it sets for a fixed
-        // file (io-uring 0.7.15), so it is set again here.
-        let entry = opcode::ReadMulti::new(types::Fixed(0), 0, BUFFER_GROUP)
-            .build()
-            .flags(squeue::Flags::FIXED_FILE | squeue::Flags::BUFFER_SELECT)
-            .user_data(Kind::TapRead.user_data(0, 0));
-        // SAFETY: the kernel writes to lent slots only, which nobody touches before their
-        // completion, and whose memory outlives the ring (`Engine::drop`).
-        unsafe { exchange.ring.push(&entry) }?;
-        self.armed = true;
-        exchange.counters.armed += 1;
+        for (input, armed) in self.armed.iter_mut().enumerate() {
+            if !*armed {
+                exchange.arm_input_read(input)?;
+                *armed = true;
+            }
+        }
         Ok(())
     }
 }
@@ -62,8 +60,13 @@ impl Receive for Multishot {
         exchange: &mut Exchange,
         completion: Completion,
     ) -> Result<(), EngineError> {
+        let input = completion.index as usize;
+        let armed = self
+            .armed
+            .get_mut(input)
+            .ok_or(EngineError::Corrupt("a read of an input that is not there"))?;
         if !cqueue::more(completion.flags) {
-            self.armed = false;
+            *armed = false;
         }
         match completion.outcome() {
             Ok(length) => {
@@ -73,7 +76,7 @@ impl Receive for Multishot {
                     .buffers
                     .take_back(&mut exchange.pool, id)
                     .ok_or(EngineError::Corrupt("a read into a buffer that was not lent"))?;
-                exchange.receive(slot, length as usize);
+                exchange.receive(input, slot, length as usize);
                 Ok(())
             }
             Err(Errno::ENOBUFS) => {
@@ -82,7 +85,7 @@ impl Receive for Multishot {
             }
             // Armed again in `continues`, or ended by `stop`.
             Err(Errno::ECANCELED | Errno::EAGAIN | Errno::EINTR) => Ok(()),
-            Err(errno) => Err(EngineError::TapGone(errno)),
+            Err(errno) => exchange.input_error(input, errno),
         }
     }
 
@@ -93,20 +96,17 @@ impl Receive for Multishot {
     ) -> Result<bool, EngineError> {
         exchange.deliver_received(handler)?;
         self.lend_free_slots(exchange);
-        if !self.armed && !exchange.stopping && self.buffers.lent() > 0 {
+        if !exchange.stopping && self.buffers.lent() > 0 {
             self.arm(exchange)?;
         }
         Ok(false)
     }
 
     fn stop(&mut self, exchange: &mut Exchange) -> Result<(), EngineError> {
-        let read = Kind::TapRead.user_data(0, 0);
-        let entry = opcode::AsyncCancel::new(read).build().user_data(Kind::Cancel.user_data(0, 0));
-        // SAFETY: a cancellation points to no memory.
-        unsafe { exchange.ring.push(&entry) }
+        (0..self.armed.len()).try_for_each(|input| exchange.cancel_input_read(input))
     }
 
     fn is_quiet(&self) -> bool {
-        !self.armed
+        !self.armed.contains(&true)
     }
 }

@@ -22,6 +22,9 @@ pub struct EgressId(pub u16);
 impl EgressId {
     /// Back to the TAP: answers to the kernel's side (ARP, ICMP, RST). A whole Ethernet frame.
     pub const TAP: Self = Self(0);
+    /// Into the TUN of an engine [between](super::Engine::between) sockets and one: a packet behind an
+    /// [`OffloadHeader`](super::OffloadHeader).
+    pub const TUN: Self = Self(0);
 }
 
 /// Ways out at most, the TAP included: 1000 real servers by 4 tunnels or sources each. A worker's
@@ -287,7 +290,8 @@ pub(super) fn set_option<T: Copy>(
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Empty,
-    Tap,
+    /// TAP or TUN.
+    Device,
     Socket,
 }
 
@@ -299,14 +303,16 @@ pub(super) struct EgressTable {
 }
 
 impl EgressTable {
-    /// Registers the TAP as path 0 and room for the others.
-    pub(super) fn register(ring: &Ring, tap: RawFd) -> Result<Self, Errno> {
+    /// Registers the device, where there is one, as path 0, and room for the others.
+    pub(super) fn register(ring: &Ring, device: Option<RawFd>) -> Result<Self, Errno> {
         let limit = usize::from(MAX_EGRESS);
         let mut files = vec![-1; limit];
-        files[0] = tap;
+        files[0] = device.unwrap_or(-1);
         ring.register_files(&files)?;
         let mut places = vec![Place::Empty; limit];
-        places[0] = Place::Tap;
+        if device.is_some() {
+            places[0] = Place::Device;
+        }
         Ok(Self { places: places.into() })
     }
 
@@ -321,7 +327,7 @@ impl EgressTable {
         let file = types::Fixed(u32::from(id.0));
         match self.places.get(usize::from(id.0))? {
             Place::Empty => None,
-            Place::Tap => Some(opcode::Write::new(file, address, length).build()),
+            Place::Device => Some(opcode::Write::new(file, address, length).build()),
             Place::Socket => Some(
                 opcode::Send::new(file, address, length)
                     .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)

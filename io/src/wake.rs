@@ -40,18 +40,6 @@ impl Waker {
     }
 }
 
-#[cfg(test)]
-impl Waker {
-    /// Waits until it was woken, and takes that; false when that takes too long.
-    pub(crate) fn wait(&self, milliseconds: u16) -> bool {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        let mut polled = [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
-        let woken = poll(&mut polled, PollTimeout::from(milliseconds)).is_ok_and(|ready| ready > 0);
-        self.drain();
-        woken
-    }
-}
-
 impl AsFd for Waker {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.event.as_fd()

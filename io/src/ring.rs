@@ -21,8 +21,8 @@ const SUBMISSIONS: u32 = 512;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
-    TapRead = 1,
-    TapPoll = 2,
+    InputRead = 1,
+    InputPoll = 2,
     SourcePoll = 3,
     WakePoll = 4,
     Send = 5,
@@ -33,8 +33,8 @@ pub(super) enum Kind {
 impl Kind {
     fn from_bits(bits: u8) -> Option<Self> {
         [
-            Self::TapRead,
-            Self::TapPoll,
+            Self::InputRead,
+            Self::InputPoll,
             Self::SourcePoll,
             Self::WakePoll,
             Self::Send,
@@ -45,7 +45,7 @@ impl Kind {
         .find(|&kind| kind as u8 == bits)
     }
 
-    /// `user_data`: kind (8 bits), slot or source (24 bits), the handler's token (32 bits).
+    /// `user_data`: kind (8 bits), slot, input or source (24 bits), the handler's token (32 bits).
     pub(super) fn user_data(self, index: u32, token: u32) -> u64 {
         debug_assert!(index < 1 << 24);
         u64::from(self as u8) << 56 | u64::from(index) << 32 | u64::from(token)
@@ -215,7 +215,7 @@ mod tests {
         let mut ring = Ring::new(64).unwrap();
         ring.enable().unwrap();
         let mut batch = Vec::with_capacity(BATCH);
-        for kind in [Kind::TapRead, Kind::Send, Kind::Cancel] {
+        for kind in [Kind::InputRead, Kind::Send, Kind::Cancel] {
             let data = kind.user_data(0x00ab_cdef, 0xfedc_ba98);
             let entry = opcode::Nop::new().build().user_data(data);
             // SAFETY: a NOP points to no memory.
@@ -253,9 +253,9 @@ mod tests {
     fn waiting_ends_by_time() {
         let mut ring = Ring::new(64).unwrap();
         ring.enable().unwrap();
-        let before = crate::io::clock::boottime_ns();
+        let before = crate::clock::boottime_ns();
         ring.submit(1, Some(Duration::from_millis(20))).unwrap();
-        let waited = crate::io::clock::boottime_ns() - before;
+        let waited = crate::clock::boottime_ns() - before;
         assert!(waited >= 19_000_000, "{waited} ns");
     }
 }

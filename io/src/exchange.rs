@@ -1,6 +1,8 @@
-//! What both engines share: slots to the handler, sends to the ring, and the sockets beside the TAP.
+//! What both engines share: slots to the handler, sends to the ring, and the sockets beside the
+//! inputs.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use io_uring::{opcode, types};
 use nix::errno::Errno;
@@ -8,6 +10,7 @@ use nix::errno::Errno;
 use super::egress::{EgressControl, EgressTable};
 use super::engine_error::EngineError;
 use super::handler::{Disposition, Handler, IoCounters, Source};
+use super::input::Input;
 use super::packet_socket::{NeighbourSockets, OuterErrorSockets};
 use super::ring::{BATCH, Completion, Kind, Ring};
 use super::slots::{AuxSlots, HEADROOM, Owner, PendingSend, Slot, SlotPool};
@@ -35,12 +38,12 @@ pub(super) struct Exchange {
     pub(super) ring: Ring,
     pub(super) pool: SlotPool,
     aux: AuxSlots,
-    /// Frames from the TAP that wait for the handler, and their lengths.
-    received: Vec<(Slot, usize)>,
+    /// Frames from inputs that wait for the handler, and their places in their slots.
+    received: Vec<(Source, Slot, Range<usize>)>,
     egress: EgressTable,
     sources: Vec<SourceSocket>,
     waker: Waker,
-    tap: OwnedFd,
+    inputs: Box<[Input]>,
     pub(super) counters: IoCounters,
     in_flight: usize,
     /// After a stop: nothing is armed any more.
@@ -48,16 +51,17 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Registers the TAP and the places for paths.
+    /// Registers the device (TAP or TUN) that is written to, and the places for paths.
     pub(super) fn new(
         ring: Ring,
         pool: SlotPool,
         aux: AuxSlots,
-        tap: OwnedFd,
+        device: Option<RawFd>,
+        inputs: Vec<Input>,
         waker: Waker,
     ) -> Result<Self, EngineError> {
-        let egress = EgressTable::register(&ring, tap.as_raw_fd())
-            .map_err(|errno| EngineError::Files { errno })?;
+        let egress =
+            EgressTable::register(&ring, device).map_err(|errno| EngineError::Files { errno })?;
         Ok(Self {
             ring,
             pool,
@@ -66,7 +70,7 @@ impl Exchange {
             egress,
             sources: Vec::new(),
             waker,
-            tap,
+            inputs: inputs.into(),
             counters: IoCounters::default(),
             in_flight: 0,
             stopping: false,
@@ -132,18 +136,28 @@ impl Exchange {
         Ok(more)
     }
 
-    /// Takes note of a frame from the TAP, for [`Exchange::deliver_received`].
-    pub(super) fn receive(&mut self, slot: Slot, length: usize) {
-        self.counters.tap_frames += 1;
-        self.received.push((slot, length));
+    /// How many inputs there are.
+    pub(super) fn inputs(&self) -> usize {
+        self.inputs.len()
     }
 
-    /// Whether frames from the TAP wait for the handler.
+    /// Takes note of `length` bytes that an input has given to a slot behind its headroom, for
+    /// [`Exchange::deliver_received`].
+    pub(super) fn receive(&mut self, input: usize, slot: Slot, length: usize) {
+        let bytes = &mut self.pool.bytes_mut(&slot)[HEADROOM..];
+        let length = length.min(bytes.len());
+        let frame = self.inputs[input].frame(bytes, length);
+        let frame = HEADROOM + frame.start..HEADROOM + frame.end;
+        self.counters.tap_frames += 1;
+        self.received.push((self.inputs[input].source(), slot, frame));
+    }
+
+    /// Whether frames from inputs wait for the handler.
     pub(super) fn has_received(&self) -> bool {
         !self.received.is_empty()
     }
 
-    /// Hands the frames received from the TAP to the handler: all of them to look at first, then one
+    /// Hands the frames received from inputs to the handler: all of them to look at first, then one
     /// by one.
     pub(super) fn deliver_received(
         &mut self,
@@ -152,30 +166,27 @@ impl Exchange {
         let mut received = std::mem::take(&mut self.received);
         // A frame that comes alone has nothing to overlap with.
         if received.len() > 1 && handler.looks_ahead() {
-            for (slot, length) in &received {
-                let bytes = self.pool.bytes_mut(slot);
-                let end = (HEADROOM + length).min(bytes.len());
-                handler.ahead(&bytes[HEADROOM..end]);
+            for (_, slot, frame) in &received {
+                handler.ahead(&self.pool.bytes_mut(slot)[frame.clone()]);
             }
         }
-        for (slot, length) in received.drain(..) {
-            self.deliver(handler, Source::Tap, slot, length)?;
+        for (source, slot, frame) in received.drain(..) {
+            self.deliver(handler, source, slot, frame)?;
         }
         self.received = received;
         Ok(())
     }
 
-    /// Hands a frame of `length` bytes behind the headroom to the handler and does what it says.
+    /// Hands a frame and its place in the slot to the handler and does what it says.
     fn deliver(
         &mut self,
         handler: &mut impl Handler,
         source: Source,
         slot: Slot,
-        length: usize,
+        frame: Range<usize>,
     ) -> Result<(), EngineError> {
         let bytes = self.pool.bytes_mut(&slot);
-        let end = (HEADROOM + length).min(bytes.len());
-        match handler.frame(source, bytes, HEADROOM..end, &mut self.aux) {
+        match handler.frame(source, bytes, frame, &mut self.aux) {
             Disposition::Release => self.pool.release(slot),
             Disposition::Send { egress, range, token } => {
                 let send = PendingSend { slot, egress, range, token };
@@ -241,14 +252,25 @@ impl Exchange {
         Ok(())
     }
 
-    /// Reads the TAP into a slot once. `None`: nothing there.
-    pub(super) fn read_tap(&mut self, slot: &Slot) -> Result<Option<usize>, Errno> {
+    /// Reads an input into a slot once. `None`: nothing there.
+    pub(super) fn read_input(
+        &mut self,
+        input: usize,
+        slot: &Slot,
+    ) -> Result<Option<usize>, EngineError> {
         let room = &mut self.pool.bytes_mut(slot)[HEADROOM..];
-        match nix::unistd::read(&self.tap, room) {
+        match self.inputs[input].read(room) {
             Ok(length) => Ok(Some(length)),
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
-            Err(errno) => Err(errno),
+            Err(errno) => self.input_error(input, errno).map(|()| None),
         }
+    }
+
+    /// What an error of an input's means: that it is over, or nothing that lasts.
+    pub(super) fn input_error(&mut self, input: usize, errno: Errno) -> Result<(), EngineError> {
+        self.inputs[input].survives(errno)?;
+        self.counters.source_errors += 1;
+        Ok(())
     }
 
     fn arm_source(&mut self, index: usize) -> Result<(), EngineError> {
@@ -271,12 +293,31 @@ impl Exchange {
         unsafe { self.ring.push(&entry) }
     }
 
-    pub(super) fn arm_tap_poll(&mut self) -> Result<(), EngineError> {
-        let events = libc::POLLIN as u32; // 1
-        let user_data = Kind::TapPoll.user_data(0, 0);
-        // Fixed file 0 is the TAP.
-        let entry = opcode::PollAdd::new(types::Fixed(0), events).build().user_data(user_data);
+    /// Asks for one completion when an input is readable.
+    pub(super) fn arm_input_poll(&mut self, input: usize) -> Result<(), EngineError> {
+        let user_data = Kind::InputPoll.user_data(input_number(input)?, 0);
+        let entry = self.inputs[input].poll().user_data(user_data);
         // SAFETY: a poll points to no memory.
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Asks for completions, one for each frame of an input, until that is ended. Frames are put into
+    /// lent slots.
+    pub(super) fn arm_input_read(&mut self, input: usize) -> Result<(), EngineError> {
+        let user_data = Kind::InputRead.user_data(input_number(input)?, 0);
+        let entry = self.inputs[input].read_multishot().user_data(user_data);
+        self.counters.armed += 1;
+        // SAFETY: the kernel writes to lent slots only, which nobody touches before their
+        // completion, and whose memory outlives the ring (`Engine::drop`). What the request says of
+        // a message is the input's, which goes after the ring (field order).
+        unsafe { self.ring.push(&entry) }
+    }
+
+    /// Ends what [`Exchange::arm_input_read`] began.
+    pub(super) fn cancel_input_read(&mut self, input: usize) -> Result<(), EngineError> {
+        let read = Kind::InputRead.user_data(input_number(input)?, 0);
+        let entry = opcode::AsyncCancel::new(read).build().user_data(Kind::Cancel.user_data(0, 0));
+        // SAFETY: a cancellation points to no memory.
         unsafe { self.ring.push(&entry) }
     }
 
@@ -321,7 +362,7 @@ impl Exchange {
             match nix::unistd::read(socket, room) {
                 Ok(length) => {
                     self.counters.source_frames += 1;
-                    self.deliver(handler, source, slot, length)?;
+                    self.deliver(handler, source, slot, HEADROOM..HEADROOM + length)?;
                 }
                 Err(errno) => {
                     self.pool.release(slot);
@@ -343,6 +384,11 @@ impl Exchange {
     pub(super) fn slot_balance(&self) -> (usize, usize, usize) {
         (self.pool.free_count(), self.aux.free_count(), self.pool.owned_by(Owner::Receive))
     }
+}
+
+/// An input's place in `user_data`.
+fn input_number(input: usize) -> Result<u32, EngineError> {
+    u32::try_from(input).map_err(|_| EngineError::Corrupt("too many inputs"))
 }
 
 /// What became of a send that was asked for.

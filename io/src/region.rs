@@ -355,7 +355,7 @@ mod tests {
     fn survives_a_killed_process() {
         let directory = tempfile::tempdir().unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "io::region::tests::writes_without_end"])
+            .args(["--exact", "region::tests::writes_without_end"])
             .args(["--ignored", "--nocapture"])
             .env(CHILD_DIRECTORY, directory.path())
             .stdout(Stdio::piped())

@@ -43,6 +43,9 @@ pub enum EngineError {
     /// The TAP is gone.
     #[error("the TAP cannot be read any more: {0} (was the device deleted?)")]
     TapGone(Errno),
+    /// A tunnel socket is gone.
+    #[error("a tunnel socket cannot be read any more: {0}")]
+    SocketGone(Errno),
     /// A completion that cannot be.
     #[error("inconsistent completion: {0}; this is a defect of kernel or engine")]
     Corrupt(&'static str),

@@ -1,10 +1,16 @@
-//! What this folder's tests share: a network namespace of their own.
+//! What this package's tests share: a network namespace of their own.
 
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};
 
-use crate::testing::skipped;
+/// Says by name that a test does not run here; where `ADIT_TEST_REQUIRE_ALL=1` is set, as in CI,
+/// that is a failure.
+pub(super) fn skipped(name: &str, why: &str) {
+    let required = std::env::var_os("ADIT_TEST_REQUIRE_ALL").is_some_and(|value| value == "1");
+    assert!(!required, "{name} cannot run here, and ADIT_TEST_REQUIRE_ALL=1: {why}");
+    eprintln!("skipped: {name}: {why}");
+}
 
 /// Runs `test` on a thread with an empty network namespace of its own, which is gone with the thread.
 /// Says "skipped" by name where that is not permitted, or fails where nothing may be skipped.
