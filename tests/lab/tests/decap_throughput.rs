@@ -58,7 +58,7 @@ fn received(guest: &Machine, device: &str) -> adit_lab::Result<(f64, f64)> {
     let text = guest.run(&["cat", "/proc/uptime", &path])?;
     let mut words = text.split_whitespace().map(|word| word.parse().unwrap_or_default());
     let time = words.next().unwrap_or_default();
-    Ok((words.last().unwrap_or_default(), time))
+    Ok((words.next_back().unwrap_or_default(), time))
 }
 
 /// Packets a second over a round, once the first have come.
