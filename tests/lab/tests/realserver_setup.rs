@@ -48,6 +48,11 @@ impl Bench {
         let machine =
             Machine::boot(namespace, &MachineSpec { kind, setup, ..MachineSpec::default() })
                 .unwrap();
+        // Else what is found now is not what is there a second later.
+        wait_until(SOON, "duplicate address detection to end", || {
+            machine.sh("ip -6 -o addr show tentative").unwrap().is_empty()
+        })
+        .unwrap();
         let program = machine.program(&binaries::realserver().unwrap()).unwrap().join(" ");
         Self { machine, router, program, _segment: segment }
     }
