@@ -5,7 +5,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 PREFIX ?= /usr/local
 FUZZ_SECONDS ?= 600
-CI_FUZZ_SECONDS ?= 30
+CI_FUZZ_SECONDS ?= 15
 FUZZ_TARGETS := parse tunnel_roundtrip director icmp_quotes config_text import
 # The targets are safe Rust, so they run without a sanitizer: on stable, and several times as fast.
 # (The public CI has a longer job with CARGO="cargo +nightly" FUZZ_SANITIZER=address.)
@@ -70,7 +70,7 @@ lint-ansible: deps-ansible ## Check the playbooks: yamllint, and ansible-lint's 
 test-rollout: deps deps-ansible ## Play all playbooks on machines with systemd and kernels of their own
 	$(CARGO) build --locked --workspace --bins
 	@target/debug/adit-lab prepare
-	$(CARGO) test --locked -p adit-lab --test rollout --test one_segment -- --include-ignored --test-threads 1
+	$(CARGO) test --locked -p adit-lab --test rollout --test one_segment --test realserver_setup -- --include-ignored --test-threads 1
 
 deps-promtool:
 	@tests/lab/promtool.sh >/dev/null

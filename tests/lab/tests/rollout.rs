@@ -214,7 +214,7 @@ fn under_load<T: Send>(lab: &Lab, work: impl FnOnce() -> T + Send) -> (T, Seen) 
             }
             (opened, failed)
         });
-        let busy = scope.spawn(move || hold(busy, Duration::from_millis(10), over));
+        let busy = scope.spawn(move || hold(busy, Duration::from_millis(40), over));
         // Shorter than the server's patience with a silent client.
         let idle = scope.spawn(move || hold(idle, Duration::from_millis(600), over));
         let done = work();
