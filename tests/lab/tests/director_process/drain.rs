@@ -1,11 +1,13 @@
 //! A real server that is drained under sessions: what stays, what moves, and what comes back.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
 
-use adit_lab::topology::{CLIENT, vip, vip6};
+use adit_lab::topology::{vip, vip6};
 use adit_lab::views::placed;
-use adit_lab::{Caller, Config, Conversation, Director, Lab, SERVE_PORT, Service, wait_until};
+use adit_lab::{
+    Caller, Config, Conversation, Director, Lab, Namespace, SERVE_PORT, Service, wait_until,
+};
 
 use crate::{SOON, clean_lab, start};
 
@@ -19,13 +21,32 @@ fn services(lab: &Lab) -> Config {
         .service(kept.reals(&lab.reals))
 }
 
-fn from(port: u16) -> SocketAddr {
-    SocketAddr::new(CLIENT, port)
+/// A client of this test alone, whose cable is cut at its end: what its kernel sends again and again in
+/// closing connections would be flows of the next director, and keep a VIP there.
+struct Client(Namespace);
+
+/// Number of the client.
+const NUMBER: u8 = 20;
+
+impl Client {
+    fn call(&self, to: SocketAddr) -> Caller<'_> {
+        Caller::new(&self.0, to)
+    }
+
+    fn sessions(&self, ports: Range<u16>) -> Vec<Conversation> {
+        let open = |port| self.call(vip(SERVE_PORT)).from(from(port)).converse();
+        ports.map(|port| open(port).unwrap()).collect()
+    }
 }
 
-fn sessions(lab: &Lab, ports: Range<u16>) -> Vec<Conversation> {
-    let open = |port| Caller::new(&lab.client, vip(SERVE_PORT)).from(from(port)).converse();
-    ports.map(|port| open(port).unwrap()).collect()
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.0.ip("link set eth0 down");
+    }
+}
+
+fn from(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 1, 0, NUMBER)), port)
 }
 
 fn all_live(sessions: &mut [Conversation]) {
@@ -48,11 +69,12 @@ fn wait_for_persistence(lab: &Lab, director: &Director, session: &mut Conversati
 #[test]
 fn a_drained_server_keeps_its_sessions_and_its_clients_go_elsewhere_until_it_is_back() {
     let lab = clean_lab();
+    let client = Client(lab.add_client(NUMBER).unwrap());
     let mut director = start(&lab, &services(&lab));
-    let mut kept = vec![Caller::new(&lab.client, vip6(SERVE_PORT)).converse().unwrap()];
+    let mut kept = vec![client.call(vip6(SERVE_PORT)).converse().unwrap()];
     let name = kept[0].server().to_owned();
     wait_for_persistence(&lab, &director, &mut kept[0]);
-    let mut all = sessions(&lab, 30_000..30_016);
+    let mut all = client.sessions(30_000..30_016);
     let there = all.iter().filter(|session| session.server() == name).count();
     assert!(there > 0 && there < all.len(), "{all:?}");
 
@@ -63,10 +85,10 @@ fn a_drained_server_keeps_its_sessions_and_its_clients_go_elsewhere_until_it_is_
     let elsewhere = |sessions: &[Conversation]| {
         assert!(sessions.iter().all(|session| session.server() != name), "{sessions:?}");
     };
-    let others = sessions(&lab, 31_000..31_016);
+    let others = client.sessions(31_000..31_016);
     elsewhere(&others);
     // Persistence knows the client, and does not pin it there.
-    let mut moved = vec![Caller::new(&lab.client, vip6(SERVE_PORT)).converse().unwrap()];
+    let mut moved = vec![client.call(vip6(SERVE_PORT)).converse().unwrap()];
     elsewhere(&moved);
     wait_for_persistence(&lab, &director, &mut moved[0]);
     all_live(&mut all);
@@ -74,7 +96,7 @@ fn a_drained_server_keeps_its_sessions_and_its_clients_go_elsewhere_until_it_is_
 
     director.kill().unwrap();
     director.start_again().unwrap();
-    elsewhere(&sessions(&lab, 32_000..32_016));
+    elsewhere(&client.sessions(32_000..32_016));
     all_live(&mut all);
     all_live(&mut kept);
     let remaining = || {
@@ -99,11 +121,11 @@ fn a_drained_server_keeps_its_sessions_and_its_clients_go_elsewhere_until_it_is_
     assert!(foretold.values().any(|at| *at == real.address(false)), "{foretold:?}");
     // A moment later the worker knows.
     wait_until(SOON, "one of its own clients", || {
-        let caller = Caller::new(&lab.client, vip(SERVE_PORT));
+        let caller = client.call(vip(SERVE_PORT));
         caller.whoami().unwrap() == name
     })
     .unwrap();
-    for session in sessions(&lab, 33_000..33_016) {
+    for session in client.sessions(33_000..33_016) {
         let at = lab.real(session.server()).unwrap().address(false);
         assert_eq!(foretold[&session.source()], at, "back by placement alone");
     }
