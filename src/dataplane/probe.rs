@@ -85,12 +85,10 @@ impl Probes {
         if !((proven || is_reset) && self.can_be(key)) {
             return Pinned::No;
         }
-        let block = usize::from((key.client_port - self.first) / self.each);
-        let at = self.blocks.get(&(key.vip, key.vip_port));
-        match at.and_then(|blocks| blocks.get(block)) {
-            Some(Some(destination)) => Pinned::To(*destination),
-            Some(None) | None if proven => Pinned::Stale,
-            Some(None) | None => Pinned::No,
+        match self.destination(key) {
+            Some(destination) => Pinned::To(destination),
+            None if proven => Pinned::Stale,
+            None => Pinned::No,
         }
     }
 
@@ -99,10 +97,12 @@ impl Probes {
     /// the end of that connection looks at it as at any client's.
     #[cold]
     pub fn answered_by(&self, key: &FlowKey) -> Option<DestinationId> {
-        let is_check = key.protocol == protocol::TCP
-            && self.has_port(key.client_port)
-            && self.sources.contains(&key.client);
-        let block = is_check.then(|| usize::from((key.client_port - self.first) / self.each))?;
+        if self.can_be(key) { self.destination(key) } else { None }
+    }
+
+    /// Who has the block of a port that is a check's.
+    fn destination(&self, key: &FlowKey) -> Option<DestinationId> {
+        let block = usize::from((key.client_port - self.first) / self.each);
         *self.blocks.get(&(key.vip, key.vip_port))?.get(block)?
     }
 }
