@@ -57,14 +57,7 @@ struct RefusedReport<'a> {
 }
 
 pub(super) fn run(args: &CheckArgs, global: &Global) -> Result<Outcome, CommandError> {
-    let config = match load_config(&global.config) {
-        Ok(config) => config,
-        Err(CommandError::Config(errors)) => {
-            show_errors(&errors, global);
-            return Ok(Outcome::Refused);
-        }
-        Err(other) => return Err(other),
-    };
+    let config = load_config(&global.config)?;
     let mut report = report(&config, global);
     if !args.offline {
         let (findings, paths) = look_at_host(&config);

@@ -1,6 +1,6 @@
 //! `adit explain`: where a client's packets go, and why.
 
-use super::{CommandError, Global, Outcome, check, converse, load_config, output};
+use super::{CommandError, Global, Outcome, converse, load_config, output};
 use crate::control::admin::api::{DrainedReal, Explained, Unhealthy};
 use crate::control::admin::query::Query;
 use crate::control::config::LoadedKey;
@@ -51,8 +51,7 @@ impl FromStr for Target {
 }
 
 pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Outcome, CommandError> {
-    let explained = if args.offline { offline(args, global)? } else { Some(live(args, global)?) };
-    let Some(explained) = explained else { return Ok(Outcome::Refused) };
+    let explained = if args.offline { offline(args, global)? } else { live(args, global)? };
     if global.json {
         output::json(&explained);
     } else {
@@ -61,15 +60,8 @@ pub(super) fn run(args: &ExplainArgs, global: &Global) -> Result<Outcome, Comman
     Ok(Outcome::Fine)
 }
 
-fn offline(args: &ExplainArgs, global: &Global) -> Result<Option<Explained>, CommandError> {
-    let mut config = match load_config(&global.config) {
-        Ok(config) => config,
-        Err(CommandError::Config(errors)) => {
-            check::show_errors(&errors, global);
-            return Ok(None);
-        }
-        Err(other) => return Err(other),
-    };
+fn offline(args: &ExplainArgs, global: &Global) -> Result<Explained, CommandError> {
+    let mut config = load_config(&global.config)?;
     let key = LoadedKey::load(config.director.hash_key_file.as_deref())?.key;
     let Target { address: vip, protocol } = args.vip;
     // Tables of other VIPs have no say, and would take their time.
@@ -78,7 +70,7 @@ fn offline(args: &ExplainArgs, global: &Global) -> Result<Option<Explained>, Com
     let question = Question { client: args.client, vip, protocol };
     let mut explained = explain(&snapshot.services, key, &question, Live::NOTHING);
     explained.add_tunnel(&config);
-    Ok(Some(explained))
+    Ok(explained)
 }
 
 fn live(args: &ExplainArgs, global: &Global) -> Result<Explained, CommandError> {

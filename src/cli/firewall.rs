@@ -37,14 +37,7 @@ struct Answer {
 pub(super) fn run(command: &FirewallCommand, global: &Global) -> Result<Outcome, CommandError> {
     let (steps, args) = match command {
         FirewallCommand::Open(args) => {
-            let config = match load_config(&global.config) {
-                Ok(config) => config,
-                Err(CommandError::Config(errors)) => {
-                    check::show_errors(&errors, global);
-                    return Ok(Outcome::Refused);
-                }
-                Err(other) => return Err(other),
-            };
+            let config = load_config(&global.config)?;
             let facts = match check::host_facts(&config) {
                 Ok(facts) => facts,
                 Err(finding) => return refused(&finding.message),

@@ -173,8 +173,8 @@ pub enum CommandError {
     /// Nothing could be imported.
     #[error(transparent)]
     Import(#[from] crate::control::import::ImportError),
-    /// The configuration has errors.
-    #[error("{path} is refused, see above", path = .0.file())]
+    /// The configuration has errors: [`run`] shows them.
+    #[error("{path} is refused", path = .0.file())]
     Config(Box<ConfigErrors>),
     /// The director does not answer, or refuses.
     #[error(transparent)]
@@ -213,24 +213,34 @@ pub enum CommandError {
 /// When it cannot be carried out at all; what a command finds wrong is an [`Outcome`].
 pub fn run(arguments: Arguments) -> Result<Outcome, CommandError> {
     let Arguments { command, global } = arguments;
+    match carry_out(command, &global) {
+        Err(CommandError::Config(errors)) => {
+            check::show_errors(&errors, &global);
+            Ok(Outcome::Refused)
+        }
+        outcome => outcome,
+    }
+}
+
+fn carry_out(command: Command, global: &Global) -> Result<Outcome, CommandError> {
     match command {
-        Command::Check(args) => check::run(&args, &global),
-        Command::Probe(args) => probe::run(&args, &global),
-        Command::Doctor => doctor::run(&global),
-        Command::Run(args) => run::run(&args, &global),
-        Command::Reload(args) => reload::run(&args, &global),
-        Command::Firewall(command) => firewall::run(&command, &global),
-        Command::Drain(args) => drain::drain(&args, &global),
-        Command::Undrain(args) => drain::undrain(&args, &global),
-        Command::List(args) => live::list(&args, &global),
-        Command::Connections(args) => live::connections(&args, &global),
-        Command::Explain(args) => explain::run(&args, &global),
-        Command::Drops(args) => live::drops(&args, &global),
-        Command::Top(args) => top::run(&args, &global),
-        Command::Metrics(args) => metrics::run(&args, &global),
-        Command::Capture(args) => live::capture(&args, &global),
-        Command::Import(args) => import::run(&args, &global),
-        Command::Version => version::run(&global),
+        Command::Check(args) => check::run(&args, global),
+        Command::Probe(args) => probe::run(&args, global),
+        Command::Doctor => doctor::run(global),
+        Command::Run(args) => run::run(&args, global),
+        Command::Reload(args) => reload::run(&args, global),
+        Command::Firewall(command) => firewall::run(&command, global),
+        Command::Drain(args) => drain::drain(&args, global),
+        Command::Undrain(args) => drain::undrain(&args, global),
+        Command::List(args) => live::list(&args, global),
+        Command::Connections(args) => live::connections(&args, global),
+        Command::Explain(args) => explain::run(&args, global),
+        Command::Drops(args) => live::drops(&args, global),
+        Command::Top(args) => top::run(&args, global),
+        Command::Metrics(args) => metrics::run(&args, global),
+        Command::Capture(args) => live::capture(&args, global),
+        Command::Import(args) => import::run(&args, global),
+        Command::Version => version::run(global),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
     }

@@ -1,6 +1,6 @@
 //! `adit run`: the director in the foreground.
 
-use super::{CommandError, Global, Outcome, check, load_config, logging, output};
+use super::{CommandError, Global, Outcome, load_config, logging, output};
 use crate::control::{daemon, runtime};
 use clap::Args;
 
@@ -17,14 +17,7 @@ pub(super) fn run(args: &RunArgs, global: &Global) -> Result<Outcome, CommandErr
         output::error(&refused);
         return Ok(Outcome::Refused);
     }
-    let config = match load_config(&global.config) {
-        Ok(config) => config,
-        Err(CommandError::Config(errors)) => {
-            check::show_errors(&errors, global);
-            return Ok(Outcome::Refused);
-        }
-        Err(other) => return Err(other),
-    };
+    let config = load_config(&global.config)?;
     // Reloads read it again, from wherever this was started.
     let file = std::path::absolute(&global.config)
         .map_err(|source| CommandError::ReadConfig { path: global.config.clone(), source })?;
