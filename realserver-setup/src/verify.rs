@@ -57,6 +57,32 @@ pub struct Finding {
     pub mend: String,
 }
 
+/// Findings as they are put together.
+#[derive(Debug, Default)]
+pub(crate) struct Findings(pub(crate) Vec<Finding>);
+
+impl Findings {
+    /// One more. Where all is well there is nothing to mend.
+    pub(crate) fn add(
+        &mut self,
+        (name, severity): (&'static str, Severity),
+        observed: impl Into<String>,
+        expected: impl Into<String>,
+        meaning: impl Into<String>,
+        mend: impl Into<String>,
+    ) {
+        let mend = if severity == Severity::Ok { String::new() } else { mend.into() };
+        self.0.push(Finding {
+            name,
+            severity,
+            observed: observed.into(),
+            expected: expected.into(),
+            meaning: meaning.into(),
+            mend,
+        });
+    }
+}
+
 /// Does traffic work, as far as these findings tell?
 #[must_use]
 pub fn is_fine(findings: &[Finding]) -> bool {
@@ -69,7 +95,7 @@ const APPLY: &str = "adit-realserver apply";
 /// Looks at everything that a real server depends on, in the order of a packet's way in and out.
 #[must_use]
 pub fn verify(desired: &Desired, observed: &Observed) -> Vec<Finding> {
-    let mut report = Report { desired, observed, findings: Vec::new() };
+    let mut report = Report { desired, observed, findings: Findings::default() };
     report.foreign_firewalls();
     report.old_firewalls();
     report.ports();
@@ -80,35 +106,16 @@ pub fn verify(desired: &Desired, observed: &Observed) -> Vec<Finding> {
     report.arp();
     report.segments();
     report.own_vip();
-    report.findings
+    report.findings.0
 }
 
 struct Report<'r> {
     desired: &'r Desired,
     observed: &'r Observed,
-    findings: Vec<Finding>,
+    findings: Findings,
 }
 
 impl Report<'_> {
-    fn add(
-        &mut self,
-        (name, severity): (&'static str, Severity),
-        observed: impl Into<String>,
-        expected: impl Into<String>,
-        meaning: impl Into<String>,
-        mend: impl Into<String>,
-    ) {
-        let mend = if severity == Severity::Ok { String::new() } else { mend.into() };
-        self.findings.push(Finding {
-            name,
-            severity,
-            observed: observed.into(),
-            expected: expected.into(),
-            meaning: meaning.into(),
-            mend,
-        });
-    }
-
     /// Error, or as it should be.
     fn judge(
         &mut self,
@@ -120,7 +127,7 @@ impl Report<'_> {
         mend: impl Into<String>,
     ) {
         let severity = if good { Severity::Ok } else { Severity::Error };
-        self.add((name, severity), observed, expected, meaning, mend);
+        self.findings.add((name, severity), observed, expected, meaning, mend);
     }
 
     fn foreign_firewalls(&mut self) {
@@ -148,7 +155,7 @@ impl Report<'_> {
                         .filter(same)
                         .map(IpAddr::to_string)
                         .collect();
-                    self.add(
+                    self.findings.add(
                         ("foreign_drop", Severity::Error),
                         format!("chain {place} drops {what} from {source}"),
                         "accepted from directors",
@@ -165,7 +172,7 @@ impl Report<'_> {
             }
         }
         if seen.is_empty() {
-            self.add(
+            self.findings.add(
                 ("foreign_drop", Severity::Ok),
                 "no chain of nftables drops what directors send, as far as its rules can be understood",
                 "accepted from directors",
@@ -179,7 +186,7 @@ impl Report<'_> {
         if self.observed.old_tables.is_empty() {
             return;
         }
-        self.add(
+        self.findings.add(
             ("old_iptables", Severity::Note),
             format!("tables {} are in use", self.observed.old_tables.join(", ")),
             "accept what directors send",
@@ -222,7 +229,7 @@ impl Report<'_> {
             let doubles = device.protocols().iter().any(|protocol| [4, 41].contains(protocol));
             let name = device.name();
             if doubles && self.observed.links.get(name).is_some_and(|link| link.up) {
-                self.add(
+                self.findings.add(
                     ("unwrapped_twice", Severity::Error),
                     format!("{name} is up beside {DECAP}"),
                     "one of the two",
@@ -293,7 +300,7 @@ impl Report<'_> {
     fn rules(&mut self) {
         let rules = self.desired.rules();
         if !self.observed.nftables {
-            return self.add(
+            return self.findings.add(
                 ("accept_rules", Severity::Warning),
                 "nftables does not work here",
                 "tunnelled packets from directors alone",
@@ -367,7 +374,7 @@ impl Report<'_> {
                     "packets of clients pass, although answers leave elsewhere".to_owned()
                 }
             };
-            self.add(
+            self.findings.add(
                 ("rp_filter", severity),
                 format!("{in_force} on {interface} (all {all}, {interface} {own})"),
                 "0",
@@ -401,7 +408,7 @@ impl Report<'_> {
                 format!("ip addr add {vip}/{} dev {holder}, or {APPLY}", Version::of(vip).host_bits()),
             );
             for device in wrong {
-                self.add(
+                self.findings.add(
                     ("vip_elsewhere", Severity::Error),
                     format!("{vip} on {device}"),
                     "on no interface that faces a network",
@@ -461,7 +468,7 @@ impl Report<'_> {
     fn segments(&mut self) {
         let sizes = self.desired.segment_sizes();
         if sizes.is_empty() {
-            return self.add(
+            return self.findings.add(
                 ("segment_size", Severity::Note),
                 "not limited (path_mtu = 0)",
                 "",
@@ -502,7 +509,7 @@ impl Report<'_> {
     }
 
     fn own_vip(&mut self) {
-        self.add(
+        self.findings.add(
             ("own_vip", Severity::Note),
             "a real server reaches itself, never another one, at a VIP it owns",
             "",

@@ -12,7 +12,7 @@ use crate::desired::Desired;
 use crate::kernel::{ParameterName, Version};
 use crate::observed::Observed;
 use crate::plan::filters;
-use crate::verify::{Finding, Severity};
+use crate::verify::{Finding, Findings, Severity};
 
 /// MTU that segments are judged by where `path_mtu` is 0: Ethernet's.
 const ETHERNET: u16 = 1500;
@@ -64,7 +64,7 @@ impl Standing {
 /// Findings about all VIPs.
 #[must_use]
 pub fn judge(evidence: &Evidence, standing: &Standing) -> Vec<Finding> {
-    let mut report = Report { evidence, standing, findings: Vec::new() };
+    let mut report = Report { evidence, standing, findings: Findings::default() };
     for (&vip, seen) in &evidence.vips {
         report.vip(vip, seen);
     }
@@ -72,8 +72,8 @@ pub fn judge(evidence: &Evidence, standing: &Standing) -> Vec<Finding> {
         report.error("live_not_probed", "no VIP was watched", "", "nothing was tried", "");
     }
     let is_error = |finding: &Finding| finding.severity == Severity::Error;
-    if evidence.missed > 0 && report.findings.iter().any(is_error) {
-        report.add(
+    if evidence.missed > 0 && report.findings.0.iter().any(is_error) {
+        report.findings.add(
             ("live_missed", Severity::Note),
             format!("{} packets went by without being looked at", evidence.missed),
             "0",
@@ -81,34 +81,16 @@ pub fn judge(evidence: &Evidence, standing: &Standing) -> Vec<Finding> {
             "try again, with a longer --for",
         );
     }
-    report.findings
+    report.findings.0
 }
 
 struct Report<'r> {
     evidence: &'r Evidence,
     standing: &'r Standing,
-    findings: Vec<Finding>,
+    findings: Findings,
 }
 
 impl Report<'_> {
-    fn add(
-        &mut self,
-        (name, severity): (&'static str, Severity),
-        observed: impl Into<String>,
-        expected: impl Into<String>,
-        meaning: impl Into<String>,
-        mend: impl Into<String>,
-    ) {
-        self.findings.push(Finding {
-            name,
-            severity,
-            observed: observed.into(),
-            expected: expected.into(),
-            meaning: meaning.into(),
-            mend: mend.into(),
-        });
-    }
-
     fn error(
         &mut self,
         name: &'static str,
@@ -117,7 +99,7 @@ impl Report<'_> {
         meaning: impl Into<String>,
         mend: impl Into<String>,
     ) {
-        self.add((name, Severity::Error), observed, expected, meaning, mend);
+        self.findings.add((name, Severity::Error), observed, expected, meaning, mend);
     }
 
     fn vip(&mut self, vip: IpAddr, seen: &Seen) {
@@ -133,7 +115,7 @@ impl Report<'_> {
         if seen.is_whole(self.standing.port) {
             return self.whole(vip, seen);
         }
-        let before = self.findings.len();
+        let before = self.findings.0.len();
         if seen.unwrapped > 0 {
             self.after_the_tunnel(vip, seen);
         } else if seen.arrived > 0 {
@@ -141,7 +123,7 @@ impl Report<'_> {
         } else {
             self.never_arrives(vip, seen);
         }
-        if self.findings.len() == before {
+        if self.findings.0.len() == before {
             self.error(
                 "live_unfinished",
                 format!("probes of {vip} came, and the exchange did not end"),
@@ -159,7 +141,7 @@ impl Report<'_> {
             .filter(|(_, port)| port.opened > 0)
             .map(|(p, _)| p.to_string())
             .collect();
-        self.add(
+        self.findings.add(
             ("live_exchange", Severity::Ok),
             format!(
                 "{vip}: probes to ports {} were answered, and full packets went both ways",
@@ -170,7 +152,7 @@ impl Report<'_> {
             "",
         );
         if seen.ports.keys().all(|port| *port == self.standing.port) {
-            self.add(
+            self.findings.add(
                 ("live_service", Severity::Note),
                 format!("no service of {vip} was tried"),
                 "",
@@ -179,7 +161,7 @@ impl Report<'_> {
             );
         }
         if let Some((announced, carries)) = self.too_large(vip, seen) {
-            self.add(
+            self.findings.add(
                 ("live_segment_size", Severity::Warning),
                 format!("SYN-ACKs of {vip} allow segments of {announced} bytes"),
                 format!("{carries} at most"),
@@ -290,11 +272,11 @@ impl Report<'_> {
         if silent && dropped {
             return self.reverse_path(vip, "what is unwrapped");
         }
-        let before = self.findings.len();
+        let before = self.findings.0.len();
         for (&port, connecting) in seen.ports.iter().filter(|(_, port)| tried(port)) {
             self.port(vip, port, connecting);
         }
-        if self.findings.len() == before {
+        if self.findings.0.len() == before {
             self.bytes(vip, seen);
         }
     }
