@@ -12,8 +12,9 @@ use crate::control::finding::Finding;
 use crate::dataplane::ids::DestinationId;
 use crate::dataplane::snapshot::Snapshot;
 use std::collections::{HashMap, HashSet};
+use std::io;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -64,7 +65,7 @@ pub enum DrainError {
         /// The state directory.
         directory: String,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The director stops.
     #[error(transparent)]
@@ -110,7 +111,8 @@ impl Draining {
             tracing::info!(%key, owner, reason, "still drained");
         }
         if staying != drains {
-            drop_those_gone(directory, &drains, &staying);
+            say_who_is_gone(&drains, &staying);
+            say_what_may_come_back(file::store(directory, &staying));
         }
         (Self::of(staying), findings)
     }
@@ -180,15 +182,25 @@ impl Draining {
     }
 }
 
-/// Forgets in the file what the configuration has no more, and says so.
-fn drop_those_gone(directory: &Path, before: &Drains, after: &Drains) {
+/// Says which drains end since the configuration has their real servers no more.
+fn say_who_is_gone(before: &Drains, after: &Drains) {
     for (key, drain) in before.iter().filter(|(key, _)| after.get(key).is_none()) {
         let (owner, reason) = (drain.owner.as_str(), drain.reason.as_deref());
         tracing::warn!(%key, owner, reason, "drain dropped: the configuration does not have it any more");
     }
-    if let Err(error) = file::store(directory, after) {
+}
+
+/// Says what follows where the file still has them.
+fn say_what_may_come_back(stored: io::Result<()>) {
+    if let Err(error) = stored {
         tracing::error!(%error, "a drain that was dropped may come back with its real server after a restart");
     }
+}
+
+/// Writes the file beside this thread: a disk may take its time.
+async fn store(directory: PathBuf, drains: Drains) -> io::Result<()> {
+    let store = tokio::task::spawn_blocking(move || file::store(&directory, &drains)).await;
+    store.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// Seconds since 1970.
@@ -340,13 +352,7 @@ impl Daemon {
     /// Records the drains and tells the workers. The caller holds the lock on changes.
     async fn put_drains_in_force(&self, drains: Drains) -> Result<(), DrainError> {
         let directory = self.state.borrow().config.director.state_dir.clone();
-        let store = {
-            let (directory, drains) = (directory.clone(), drains.clone());
-            // A disk may take its time for it.
-            tokio::task::spawn_blocking(move || file::store(&directory, &drains)).await
-        };
-        let stored = store.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-        stored.map_err(|source| {
+        store(directory.clone(), drains.clone()).await.map_err(|source| {
             let directory = directory.display().to_string();
             DrainError::Store { directory, source }
         })?;
@@ -360,16 +366,24 @@ impl Daemon {
     }
 
     /// Drops drains whose real servers have left the configuration, which is in force now.
-    pub(super) fn drop_drains_of_those_gone(&self) {
-        let mut state = self.state.borrow_mut();
-        let State { config, draining_reals, .. } = &mut *state;
-        let staying = draining_reals.drains.staying(config);
-        if staying != draining_reals.drains {
-            drop_those_gone(&config.director.state_dir, &draining_reals.drains, &staying);
-            // Workers know nobody whom this concerns.
-            draining_reals.drains = staying;
+    /// The caller holds the lock on changes.
+    pub(super) async fn drop_drains_of_those_gone(&self) {
+        let gone = {
+            let mut state = self.state.borrow_mut();
+            let State { config, draining_reals, .. } = &mut *state;
+            let staying = draining_reals.drains.staying(config);
+            let gone = staying != draining_reals.drains;
+            if gone {
+                say_who_is_gone(&draining_reals.drains, &staying);
+                // Workers know nobody whom this concerns.
+                draining_reals.drains = staying.clone();
+            }
+            draining_reals.count_anew();
+            gone.then(|| (config.director.state_dir.clone(), staying))
+        };
+        if let Some((directory, staying)) = gone {
+            say_what_may_come_back(store(directory, staying).await);
         }
-        draining_reals.count_anew();
     }
 }
 

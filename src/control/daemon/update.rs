@@ -331,7 +331,7 @@ impl Daemon {
             return Err(error);
         }
         self.mark_draining();
-        self.drop_drains_of_those_gone();
+        self.drop_drains_of_those_gone().await;
         if request.now {
             // Only now: a configuration that is not taken cuts nothing.
             let mut state = self.state.borrow_mut();
