@@ -465,7 +465,6 @@ fn outers(path: &RealPath, hop_limit: u8) -> Outers {
     path.sources.iter().copied().filter_map(template).collect()
 }
 
-/// How a way is named in the region's directory.
 /// What a real server is in the region.
 pub(super) fn real_identity(address: IpAddr, tunnel: RealTunnel) -> RealIdentity {
     RealIdentity { address: packet::address(address), tunnel: tunnel_identity(tunnel) }
@@ -476,6 +475,7 @@ pub(super) fn vip_identity(address: IpAddr) -> VipIdentity {
     VipIdentity { address: packet::address(address) }
 }
 
+/// How a way is named in the region's directory.
 fn tunnel_identity(tunnel: RealTunnel) -> TunnelIdentity {
     let (kind, port, checksum) = match tunnel {
         RealTunnel::Ipip => return TunnelIdentity::IPIP,
