@@ -191,8 +191,9 @@ fn packages_start_nothing_and_their_units_allow_what_the_programs_need() {
     assert!(after.contains("adit-realserver.service"), "the database would not wait: {after}");
     machine
         .sh("mkdir -p /etc/systemd/system/adit-realserver.service.d
-             printf '[Service]\\nSystemCallErrorNumber=\\nExecStart=\\nExecStart=/usr/sbin/adit-realserver apply --vip 198.51.100.10\\n' \
-                 >/etc/systemd/system/adit-realserver.service.d/vip.conf
+             printf '[Service]\\nSystemCallErrorNumber=\\n' \
+                 >/etc/systemd/system/adit-realserver.service.d/strict.conf
+             printf 'vips = [\"198.51.100.10\"]\\ndirectors = [\"10.3.1.5\"]\\n' >/etc/adit/realserver.toml
              systemctl daemon-reload
              systemctl start adit-realserver")
         .unwrap();
@@ -213,7 +214,7 @@ fn packages_start_nothing_and_their_units_allow_what_the_programs_need() {
     outlives_hanging(director, &mut session);
 
     drop(session);
-    machine.run(&["adit-realserver", "remove", "--vip", "198.51.100.10"]).unwrap();
+    machine.run(&["adit-realserver", "remove"]).unwrap();
     purge(machine, "adit-realserver", &before[1]);
     purge(director, "adit", &before[0]);
     assert!(!director.sh("ip -o link").unwrap().contains("adit0"));
